@@ -1,0 +1,1 @@
+"""The catalogue of relay bindings: one TOML file a binding, data only."""

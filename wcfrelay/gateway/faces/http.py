@@ -1,0 +1,118 @@
+"""The HTTP face: senders' requests, from the address to the listener that answers.
+
+Order of decisions (hybrid-connections.md §6, wcf-http-relay.md §10): ``/$hc`` goes to the hybrid face; otherwise the
+path selects a relay, the token is judged, a listener is chosen, and the exchange is its own from there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import UTC, datetime
+
+from wcfrelay.errors import EndpointNotFoundError, ListenerGoneError, NoListenerError, RelayError
+from wcfrelay.gateway.authorize import Authorizer
+from wcfrelay.gateway.metrics import Recorder
+from wcfrelay.gateway.relays import Relay, Relays
+from wcfrelay.gateway.rendezvous import Ids
+from wcfrelay.net.http1.exchange import ServerExchange
+from wcfrelay.sas import Right
+from wcfrelay.wire.hybrid import strip_relay_query
+from wcfrelay.wire.soap import error_answer
+
+__all__ = ["HttpFace", "refuse", "tracking_suffix"]
+
+_NOTHING: frozenset[str] = frozenset()
+_RELAY_HEADER = frozenset({"servicebusauthorization"})
+_BOTH_HEADERS = frozenset({"servicebusauthorization", "authorization"})
+
+
+class HttpFace:
+    """Takes every exchange of the sender ports.
+
+    ``hybrid`` takes those under ``/$hc``. ``no_listener_status`` is the status for a known relay without listeners (404
+    or 502; the specification's sources disagree, hybrid-connections.md §10).
+    """
+
+    def __init__(
+        self,
+        relays: Relays,
+        authorizer: Authorizer,
+        ids: Ids,
+        recorder: Recorder,
+        hybrid: Callable[[ServerExchange], None],
+        *,
+        pending_per_listener: int,
+        no_listener_status: int = 404,
+    ) -> None:
+        self._relays = relays
+        self._authorizer = authorizer
+        self._ids = ids
+        self._recorder = recorder
+        self._hybrid = hybrid
+        self._pending = pending_per_listener
+        self._no_listener: type[RelayError] = NoListenerError if no_listener_status == 404 else _NoListenerAtPath
+
+    def take(self, exchange: ServerExchange) -> None:
+        """Decide where an exchange goes. Called by the HTTP front when its head is complete."""
+        exchange.tracking_id = self._ids.new()
+        target = exchange.target
+        if target.startswith("/$hc"):
+            self._hybrid(exchange)
+            return
+        relay: Relay | None = None
+        try:
+            query_token = None
+            if "sb-hc-" in target:
+                target, query_token = strip_relay_query(target)
+            relay, segments = self._relays.route(target.partition("?")[0])
+            if relay is None:
+                raise EndpointNotFoundError()
+            drop = _NOTHING
+            lower = exchange.lower
+            token = query_token
+            header_token = lower.get("servicebusauthorization")
+            if header_token is not None:
+                drop = _RELAY_HEADER
+                if token is None:
+                    token = header_token
+            if relay.requires_client_authorization:
+                if token is None:
+                    token = lower.get("authorization")
+                    if token is not None:
+                        drop = _BOTH_HEADERS
+                self._authorizer.authorize(token, relay.segments, segments, Right.SEND)
+            link = relay.choose(self._pending)
+        except NoListenerError:
+            refuse(exchange, self._no_listener(), relay.path if relay else "")
+            self._recorder.refused(exchange, relay)
+            return
+        except RelayError as error:
+            refuse(exchange, error, relay.path if relay else "")
+            self._recorder.refused(exchange, relay)
+            return
+        self._recorder.begun(exchange, relay, link.id)
+        link.carry(exchange, target, drop)
+
+
+class _NoListenerAtPath(NoListenerError):
+    """There are no listeners connected for the endpoint."""
+
+    status = 502
+    code = ListenerGoneError.code
+
+
+def refuse(exchange: ServerExchange, error: RelayError, path: str) -> None:
+    """Answer with a relay error: a SOAP fault to a SOAP request, JSON to any other. An answer that has begun is cut."""
+    if exchange.status:
+        exchange.abort(error.message)
+        return
+    suffix = tracking_suffix(exchange.tracking_id, exchange.host, path)
+    status, reason, headers, body = error_answer(error, exchange.headers, suffix=suffix)
+    exchange.respond(status, reason, headers, body)
+
+
+def tracking_suffix(tracking_id: str, host: str, path: str) -> str:
+    """What every error text ends with (hybrid-connections.md §10)."""
+    tracker = f"sb://{host}/{path}" if path else "NoSystemTracker"
+    now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S")
+    return f" TrackingId:{tracking_id}, SystemTracker:{tracker}, Timestamp:{now}"

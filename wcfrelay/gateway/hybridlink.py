@@ -1,0 +1,549 @@
+"""A listener of the hybrid dialect: its control channel, the calls it carries, and its rendezvous sockets.
+
+Source: hybrid-connections.md §4, §7, §8. How a call travels::
+
+    small (length known, headers + body ≤ 64 KiB) ──▶ `request` + body on the control channel
+    anything else             ──▶ `request` with only the address; the listener dials; the whole `request` and the
+                                  streamed body go over that rendezvous
+    the answer                ◀── `response` + body on the control channel, or, when the listener dials the request's
+                                  address, streamed over that rendezvous
+    a later request of a sender connection that has a rendezvous ──▶ there, until either side closes it
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from urllib.parse import quote
+
+from wcfrelay.errors import (
+    ListenerGoneError,
+    ListenerTimeoutError,
+    PayloadTooLargeError,
+    ProtocolError,
+    RelayError,
+)
+from wcfrelay.gateway.faces.http import refuse
+from wcfrelay.gateway.relays import Relay
+from wcfrelay.gateway.rendezvous import Ids, Rendezvous
+from wcfrelay.net.http1.exchange import ServerExchange
+from wcfrelay.net.timers import Deadline, Timers
+from wcfrelay.net.websocket import BINARY, CONTINUATION, TEXT, WebSocket
+from wcfrelay.wire.hybrid import (
+    CONTROL_LIMIT,
+    HEADERS_LIMIT,
+    Command,
+    RemoteEndpoint,
+    Request,
+    Response,
+    decode_command,
+    encode_command,
+    listed_headers,
+    rendezvous_query,
+    request_headers,
+)
+
+__all__ = ["HybridCall", "HybridLink", "LinkServices", "RendezvousSocket"]
+
+_MESSAGE_LIMIT = 4 * CONTROL_LIMIT
+"""Bytes of one control message: 64 KiB of headers may take more as JSON text."""
+
+
+@dataclass(frozen=True, slots=True)
+class LinkServices:
+    """What every link of a node shares. ``now`` is the reactor's clock; ``rendezvous_seconds`` how long an address to
+    dial is good."""
+
+    timers: Timers
+    now: Callable[[], float]
+    ids: Ids
+    rendezvous: Rendezvous[HybridCall]
+    rendezvous_seconds: float
+    pending_limit: int
+
+
+class HybridLink:
+    """One listener's control channel (a :class:`~wcfrelay.net.websocket.WebSocketApp`).
+
+    ``base`` is ``ws(s)://host[:port]``, where the listener finds this node. ``on_command`` gets every command that is
+    not a response, ``on_closed`` the end.
+    """
+
+    def __init__(
+        self,
+        services: LinkServices,
+        relay: Relay,
+        listener_id: str,
+        websocket: WebSocket,
+        base: str,
+        on_command: Callable[[HybridLink, Command], None],
+        on_closed: Callable[[HybridLink, int, str], None],
+    ) -> None:
+        self.services = services
+        self.relay = relay
+        self.id = listener_id
+        self.blocked = False
+        self.load = 0
+        self.websocket = websocket
+        self.calls: dict[str, HybridCall] = {}
+        """Calls whose request went, or waits to go, over the control channel, and those waiting to be dialled."""
+        self._address = f"{base}/$hc/{quote(relay.path)}?"
+        self._on_command = on_command
+        self._on_closed = on_closed
+        self._backlog: deque[HybridCall] = deque()
+        self._text: list[bytes] = []
+        self._size = 0
+        self._answering: tuple[HybridCall | None, Response] | None = None
+        """The response whose binary message is expected next; its call is None when nobody waits any more."""
+        self._binary = False
+
+    # -- towards the listener
+
+    def carry(self, exchange: ServerExchange, target: str, drop: frozenset[str]) -> None:
+        self.load += 1
+        HybridCall(self, exchange, target, drop).start()
+
+    def close(self, code: int, reason: str) -> None:
+        self.websocket.close(code, reason)
+
+    def address(self, action: str, rendezvous_id: str) -> str:
+        return self._address + rendezvous_query(action, rendezvous_id)
+
+    def send(self, call: HybridCall) -> None:
+        """Send the call's message now, or when the channel takes messages again."""
+        if self.blocked:
+            self._backlog.append(call)
+        else:
+            call.transmit(self.websocket)
+
+    # -- what the WebSocket calls
+
+    def frame_received(self, opcode: int, data: bytes, fin: bool) -> None:
+        if opcode == TEXT:
+            self._binary = False
+            if fin:  # nearly always
+                if len(data) > _MESSAGE_LIMIT:
+                    self.websocket.close(1009, "the message is too big")
+                else:
+                    self._command(data)
+                return
+        elif opcode == BINARY:
+            self._binary = True
+            if fin and self._answering is not None and len(data) <= _MESSAGE_LIMIT:
+                self._answered(data)
+                return
+        self._text.append(data)
+        self._size += len(data)
+        if self._size > _MESSAGE_LIMIT:
+            self._text.clear()
+            self.websocket.close(1009, "the message is too big for the control channel; use the rendezvous address")
+            return
+        if fin:
+            whole = b"".join(self._text)
+            self._text.clear()
+            self._size = 0
+            if self._binary:
+                self._answered(whole)
+            else:
+                self._command(whole)
+
+    def _command(self, data: bytes) -> None:
+        try:
+            command = decode_command(data)
+        except ProtocolError as error:
+            self.websocket.close(1002, error.message[:100])
+            return
+        response = command.response
+        if response is None:
+            self._on_command(self, command)
+            return
+        call = self.calls.get(response.requestId)
+        if response.body:
+            self._answering = (call, response)
+        elif call is not None:
+            call.answer(response, b"")
+
+    def _answered(self, body: bytes) -> None:
+        answering, self._answering = self._answering, None
+        if answering is None:
+            self.websocket.close(1002, "a binary message without a response before it")
+            return
+        call, response = answering
+        if call is not None:
+            call.answer(response, body)
+
+    def closed(self, code: int, reason: str) -> None:
+        self._backlog.clear()
+        self._on_closed(self, code, reason)
+        for call in list(self.calls.values()):
+            call.listener_gone()
+        self.calls.clear()
+
+    def pause_sending(self) -> None:
+        self.blocked = True
+
+    def resume_sending(self) -> None:
+        self.blocked = False
+        while self._backlog and not self.blocked:
+            call = self._backlog.popleft()
+            if not call.over:
+                call.transmit(self.websocket)
+
+
+class HybridCall:
+    """One HTTP exchange on its way to a listener and back (a :class:`~wcfrelay.net.exchange.Responder`)."""
+
+    __slots__ = (
+        "_body",
+        "_deadline",
+        "_drop",
+        "_size",
+        "_target",
+        "_timeout",
+        "dialled",
+        "exchange",
+        "id",
+        "link",
+        "over",
+        "sent",
+        "since",
+        "socket",
+    )
+
+    def __init__(self, link: HybridLink, exchange: ServerExchange, target: str, drop: frozenset[str]) -> None:
+        self.link = link
+        self.exchange = exchange
+        self.id = exchange.tracking_id
+        self._target = target
+        self._drop = drop
+        self._body: list[bytes] = []
+        self._size = 0
+        self._timeout = link.relay.response_timeout
+        services = link.services
+        self.since = services.now()
+        """When something last moved, by the reactor's clock."""
+        self._deadline: Deadline | None = services.timers.after(self._timeout, self._check)
+        self.socket: RendezvousSocket | None = None
+        self.sent = False
+        """The whole request has left, so the listener may have executed it."""
+        self.dialled = False
+        """The listener was, or will be, told to dial."""
+        self.over = False
+
+    def start(self) -> None:
+        """Choose the way of the request by what is known of its size."""
+        exchange = self.exchange
+        slot = exchange.connection.slot
+        if slot is not None and slot.serves(self.link):
+            slot.carry(self)
+            return
+        self.link.calls[self.id] = self
+        length = exchange.length
+        if length is None or exchange.head_bytes > HEADERS_LIMIT or exchange.head_bytes + length > CONTROL_LIMIT:
+            self.dialled = True
+            services = self.link.services
+            services.rendezvous.wait(self.id, self, services.rendezvous_seconds, self._not_dialled)
+            self.link.send(self)
+        else:
+            exchange.begin(self)
+
+    def transmit(self, websocket: WebSocket) -> None:
+        """Write the request, or where to dial for it, to the control channel."""
+        link = self.link
+        address = link.address("request", self.id)
+        if self.dialled:
+            websocket.send_text(encode_command(Command(request=Request(address=address, id=self.id))))
+            return
+        body = b"".join(self._body)
+        link.services.rendezvous.offer(self.id, self)
+        self.sent = True
+        websocket.send_text(encode_command(Command(request=self._request(address, len(body) > 0))))
+        if body:
+            websocket.send_binary(body)
+
+    def _request(self, address: str, body: bool) -> Request:
+        exchange = self.exchange
+        host, port = exchange.remote
+        return Request(
+            address=address,
+            id=self.id,
+            requestTarget=self._target,
+            method=exchange.method,
+            remoteEndpoint=RemoteEndpoint(host, port),
+            requestHeaders=request_headers(exchange.headers, self._drop, f"1.1 {exchange.host}"),
+            body=body,
+            origin=exchange.origin,
+        )
+
+    # -- the request body
+
+    def body_received(self, data: bytes) -> None:
+        socket = self.socket
+        if socket is None:
+            self._body.append(data)
+            return
+        self.since = self.link.services.now()
+        socket.websocket.send(CONTINUATION if self._size else BINARY, data, fin=False)
+        self._size += len(data)
+
+    def body_ended(self) -> None:
+        socket = self.socket
+        if socket is None:
+            self.link.send(self)
+            return
+        self.sent = True
+        self.since = self.link.services.now()
+        if self.exchange.length != 0:
+            socket.websocket.send(CONTINUATION if self._size else BINARY, b"", fin=True)
+
+    def joined(self, socket: RendezvousSocket) -> None:
+        """The rendezvous for this call is open: the listener wants to answer there, or was told to dial."""
+        self.socket = socket
+        self.link.calls.pop(self.id, None)
+        if not self.sent:
+            request = self._request(self.link.address("request", self.id), self.exchange.length != 0)
+            request.bodyLength = self.exchange.length or None
+            socket.websocket.send_text(encode_command(Command(request=request)))
+            self.exchange.begin(self)
+
+    # -- the answer
+
+    def answer(self, response: Response, body: bytes) -> None:
+        """The whole answer came over the control channel."""
+        try:
+            status, reason, headers = self._head(response)
+        except RelayError as error:
+            self.fail(error)
+            return
+        exchange = self.exchange
+        if exchange.method == "HEAD":
+            exchange.start(status, reason, headers, response.bodyLength)
+            exchange.finish()
+        else:
+            exchange.respond(status, reason, headers, body)
+        self.end()
+
+    def answer_started(self, response: Response) -> None:
+        """The head of an answer came over the rendezvous."""
+        self.since = self.link.services.now()
+        try:
+            status, reason, headers = self._head(response)
+        except RelayError as error:
+            self.fail(error)
+            return
+        length = response.bodyLength
+        if length is None and not response.body and self.exchange.method != "HEAD":
+            length = 0
+        self.exchange.start(status, reason, headers, length)
+        if not response.body:
+            self.exchange.finish()
+
+    def answer_data(self, data: bytes) -> None:
+        self.since = self.link.services.now()
+        self.exchange.write(data)
+
+    def _head(self, response: Response) -> tuple[int, str, list[tuple[str, str]]]:
+        status = response.statusCode
+        if isinstance(status, str):
+            status = int(status) if status.isascii() and status.isdigit() and len(status) == 3 else 0
+        if not 200 <= status <= 599:
+            raise _bad_answer("its status is not from 200 to 599")
+        try:
+            headers = listed_headers(response.responseHeaders)
+        except ProtocolError as error:
+            raise _bad_answer(error.message) from None
+        reason = response.statusDescription or ""
+        if not reason.isprintable():
+            reason = ""
+        headers.append(("Via", f"1.1 {self.exchange.host}"))
+        return status, reason, headers
+
+    def pause_response(self) -> None:
+        if self.socket is not None:
+            self.socket.websocket.pause_reading()
+
+    def resume_response(self) -> None:
+        if self.socket is not None:
+            self.since = self.link.services.now()
+            self.socket.websocket.resume_reading()
+
+    # -- the end
+
+    def cancelled(self, error: Exception) -> None:
+        """The sender is gone: the listener sees its rendezvous close."""
+        socket = self.socket
+        self.end()
+        if socket is not None:
+            socket.call = None
+            socket.websocket.close(1001, "the sender disconnected")
+
+    def listener_gone(self) -> None:
+        """The control channel is lost. What the listener has not seen goes to another listener."""
+        if self.sent or self.over:
+            self.fail(ListenerGoneError())
+            return
+        try:
+            link = self.link.relay.choose(self.link.services.pending_limit)
+        except RelayError:
+            self.fail(ListenerGoneError())
+            return
+        assert isinstance(link, HybridLink)
+        self.link = link
+        link.load += 1
+        link.calls[self.id] = self
+        if self.dialled or self.exchange.body_at_hand:
+            link.send(self)
+
+    def _not_dialled(self) -> None:
+        self.fail(ListenerTimeoutError("The listener was asked to open a rendezvous but did not in the required time."))
+
+    def _check(self) -> None:
+        services = self.link.services
+        left = self._timeout - (services.now() - self.since)
+        if left > 0:
+            self._deadline = services.timers.after(left, self._check)
+        else:
+            self._deadline = None
+            self.fail(ListenerTimeoutError())
+
+    def fail(self, error: RelayError) -> None:
+        """Answer with an error, or cut an answer that has begun."""
+        if self.over:
+            return
+        socket = self.socket
+        self.end()
+        refuse(self.exchange, error, self.link.relay.path)
+        if socket is not None:
+            socket.call = None
+            socket.websocket.close(1011, error.message[:100])
+
+    def end(self) -> None:
+        """Nothing more happens here."""
+        if self.over:
+            return
+        self.over = True
+        link = self.link
+        link.load -= 1
+        link.calls.pop(self.id, None)
+        link.services.rendezvous.withdraw(self.id)
+        if self._deadline is not None:
+            self._deadline.cancel()
+
+
+def _bad_answer(what: str) -> RelayError:
+    return ListenerGoneError(f"The listener's answer is not valid: {what}.")
+
+
+class RendezvousSocket:
+    """A rendezvous that a listener opened for the requests of one sender connection (a WebSocketApp)."""
+
+    def __init__(self, websocket: WebSocket, call: HybridCall) -> None:
+        self.websocket = websocket
+        self.link = call.link
+        self.call: HybridCall | None = call
+        self._connection = call.exchange.connection
+        self._text: list[bytes] = []
+        self._size = 0
+        self._open = True
+        self._in_body = False
+        earlier, self._connection.slot = self._connection.slot, self
+        if earlier is not None:
+            earlier.sender_gone()
+
+    def serves(self, link: HybridLink) -> bool:
+        """Whether the next request of the sender's connection may come this way."""
+        return self._open and self.call is None and self.link.relay is link.relay
+
+    def carry(self, call: HybridCall) -> None:
+        """A further request of the same sender connection."""
+        self.call = call
+        call.joined(self)
+
+    def sender_gone(self) -> None:
+        """The sender's connection is closed."""
+        self._open = False
+        self.websocket.close(1001, "the sender disconnected")
+
+    # -- what the WebSocket calls
+
+    def frame_received(self, opcode: int, data: bytes, fin: bool) -> None:
+        call = self.call
+        if opcode == TEXT or self._text:
+            self._text.append(data)
+            self._size += len(data)
+            if self._size > _MESSAGE_LIMIT:
+                self._give_up(1009, PayloadTooLargeError("The head of the listener's answer is too large."))
+            elif fin:
+                text = b"".join(self._text)
+                self._text.clear()
+                self._size = 0
+                self._command(text)
+            return
+        if call is None:
+            return  # the tail of an answer that nobody waits for
+        if not self._in_body:
+            self._give_up(1002, _bad_answer("its body comes before its head"))
+            return
+        if data:
+            call.answer_data(data)
+        if fin and self.call is call:
+            self._in_body = False
+            call.exchange.finish()
+            self._done(call)
+
+    def _command(self, text: bytes) -> None:
+        call = self.call
+        try:
+            command = decode_command(text)
+        except ProtocolError as error:
+            self._give_up(1002, _bad_answer(error.message))
+            return
+        response = command.response
+        if response is None or call is None:
+            return
+        if self._in_body:
+            self._give_up(1002, _bad_answer("a second head comes before the end of the body"))
+            return
+        call.answer_started(response)
+        if self.call is not call:
+            return
+        if response.body:
+            self._in_body = True
+        else:
+            self._done(call)
+
+    def _done(self, call: HybridCall) -> None:
+        self.call = None
+        call.end()
+        self.websocket.resume_reading()  # the sender may have been slow to the last
+        if not call.sent:  # answered before the request was read: its body can not be ended in order
+            self._open = False
+            self.websocket.close(1000, "")
+
+    def _give_up(self, code: int, error: RelayError) -> None:
+        self._open = False
+        self._text.clear()
+        call, self.call = self.call, None
+        if call is not None:
+            call.socket = None
+            call.fail(error)
+        self.websocket.close(code, error.message[:100])
+
+    def closed(self, code: int, reason: str) -> None:
+        self._open = False
+        call, self.call = self.call, None
+        if self._connection.slot is self:
+            self._connection.slot = None
+            self._connection.close_when_idle()
+        if call is not None:
+            call.socket = None
+            call.fail(ListenerGoneError())
+
+    def pause_sending(self) -> None:
+        if self.call is not None:
+            self.call.exchange.pause()
+
+    def resume_sending(self) -> None:
+        if self.call is not None:
+            self.call.exchange.resume()

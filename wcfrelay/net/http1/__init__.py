@@ -1,0 +1,1 @@
+"""HTTP/1.1 over llhttp, both roles, bodies streamed both ways."""

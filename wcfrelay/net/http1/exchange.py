@@ -1,0 +1,296 @@
+"""The exchange that an HTTP/1.1 server connection carries: held body, answer framing, backpressure."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from http import HTTPStatus
+from typing import TYPE_CHECKING, Any
+
+from wcfrelay.net.exchange import Responder
+from wcfrelay.net.network import Transport
+
+if TYPE_CHECKING:
+    from wcfrelay.net.http1.server import HttpConnection
+
+__all__ = ["ServerExchange"]
+
+_HELD_BODY = 64 * 1024
+"""Request body bytes kept for a responder that has not begun or has paused, before reading stops."""
+
+_STATUS_LINES = {s.value: f"HTTP/1.1 {s.value} {s.phrase}\r\n".encode() for s in HTTPStatus}
+
+
+class ServerExchange:
+    """An :class:`~wcfrelay.net.exchange.Exchange` carried by an HTTP/1.1 connection."""
+
+    __slots__ = (
+        "_answer_chunked",
+        "_answer_left",
+        "_answer_silent",
+        "_body_over",
+        "_connection",
+        "_continue",
+        "_finished",
+        "_held",
+        "_held_bytes",
+        "_paused",
+        "_responder",
+        "_started",
+        "_told_end",
+        "done",
+        "head_bytes",
+        "headers",
+        "host",
+        "http_1_0",
+        "keep_alive",
+        "length",
+        "lower",
+        "method",
+        "note",
+        "origin",
+        "received",
+        "sent",
+        "started_at",
+        "status",
+        "target",
+        "tracking_id",
+        "upgrade",
+    )
+
+    def __init__(self, connection: HttpConnection, method: str, target: str) -> None:
+        self._connection = connection
+        self.method = method
+        self.target = target
+        self.headers: list[tuple[str, str]] = []
+        self.lower: dict[str, str] = {}
+        """First value of each field by lower-case name."""
+        self.head_bytes = 0
+        """Bytes of all field names and values."""
+        self.host = ""
+        self.origin = ""
+        self.length: int | None = 0
+        self.tracking_id = ""
+        self.http_1_0 = False
+        self.keep_alive = True
+        self.upgrade = False
+        self.started_at = 0.0
+        self.status = 0
+        self.received = 0
+        self.sent = 0
+        self.done: Callable[[ServerExchange], None] | None = None
+        """Called once, when the exchange has ended, however it did."""
+        self.note: Any = None
+        """A place for whoever takes exchanges to keep what ``done`` needs."""
+        self._continue = False
+        self._responder: Responder | None = None
+        self._held: list[bytes] = []
+        self._held_bytes = 0
+        self._body_over = False
+        self._paused = False
+        self._told_end = False
+        self._started = False
+        self._finished = False
+        self._answer_chunked = False
+        self._answer_silent = False
+        self._answer_left: int | None = None
+
+    # -- request side
+
+    @property
+    def remote(self) -> tuple[str, int]:
+        """Address and port of the sender's end of the connection."""
+        return self._connection.remote
+
+    @property
+    def connection(self) -> HttpConnection:
+        return self._connection
+
+    @property
+    def body_at_hand(self) -> bool:
+        """The whole body has been received."""
+        return self._body_over
+
+    def begin(self, responder: Responder) -> None:
+        self._responder = responder
+        if self._finished:
+            return
+        if self._continue and not self._body_over and not self._held:
+            self._connection.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+        self._continue = False
+        self._deliver()
+
+    def pause(self) -> None:
+        self._paused = True
+
+    def resume(self) -> None:
+        if self._paused:
+            self._paused = False
+            self._deliver()
+
+    def _deliver(self) -> None:
+        responder = self._responder
+        if responder is None or self._finished:
+            return
+        while self._held and not self._paused:
+            held, self._held, self._held_bytes = self._held, [], 0
+            responder.body_received(held[0] if len(held) == 1 else b"".join(held))
+            if self._finished:
+                return
+        if self._body_over and not self._held and not self._paused and not self._told_end:
+            self._told_end = True
+            responder.body_ended()
+        self._connection.flow()
+
+    def body_piece(self, data: bytes) -> None:
+        """Called by the connection."""
+        self.received += len(data)
+        if self._finished:
+            return
+        if self._responder is None or self._paused or self._held:
+            self._held.append(data)
+            self._held_bytes += len(data)
+        else:
+            self._responder.body_received(data)
+
+    def body_complete(self) -> None:
+        """Called by the connection."""
+        self._body_over = True
+        if self._responder is not None and not self._held and not self._paused and not self._finished:
+            self._told_end = True
+            self._responder.body_ended()
+
+    @property
+    def wants_body(self) -> bool:
+        """Whether the connection should go on reading for this exchange."""
+        return self._finished or (self._held_bytes < _HELD_BODY and not (self._paused and self._held))
+
+    # -- answer side
+
+    def respond(self, status: int, reason: str, headers: Iterable[tuple[str, str]], body: bytes) -> None:
+        if self._started or self._finished:
+            return
+        silent = self.method == "HEAD" or status == 204 or status == 304
+        head = self._head(status, reason, headers, len(body), silent)
+        self.sent = 0 if silent else len(body)
+        self._connection.write(head if silent else b"".join((head, body)))
+        self._finish()
+
+    def start(self, status: int, reason: str, headers: Iterable[tuple[str, str]], length: int | None) -> None:
+        if self._started or self._finished:
+            return
+        self._answer_silent = self.method == "HEAD" or status == 204 or status == 304
+        self._answer_left = length
+        self._answer_chunked = length is None and not self.http_1_0 and not self._answer_silent
+        if length is None and self.http_1_0:
+            self.keep_alive = False
+        self._connection.write(self._head(status, reason, headers, length, self._answer_silent))
+
+    def write(self, data: bytes) -> None:
+        if self._finished or not data or self._answer_silent:
+            return
+        self.sent += len(data)
+        if self._answer_left is not None:
+            self._answer_left -= len(data)
+            if self._answer_left < 0:
+                self.abort("the answer is longer than the length it announced")
+                return
+        if self._answer_chunked:
+            self._connection.write_many((b"%x\r\n" % len(data), data, b"\r\n"))
+        else:
+            self._connection.write(data)
+
+    def finish(self) -> None:
+        if self._finished:
+            return
+        if not self._started or (self._answer_left and not self._answer_silent):
+            self.abort("the answer is shorter than the length it announced")
+            return
+        if self._answer_chunked:
+            self._connection.write(b"0\r\n\r\n")
+        self._finish()
+
+    def abort(self, reason: str) -> None:
+        if not self._finished:
+            self._finished = True
+            self._held.clear()
+            self._connection.abort()
+            self._over()
+
+    def switch_protocols(self, headers: Iterable[tuple[str, str]]) -> tuple[Transport, bytes]:
+        """Answer 101 and hand the connection over: its transport, and the bytes that were read behind the request.
+
+        The caller installs itself with ``transport.set_protocol`` and calls ``resume_reading``.
+        """
+        self.status = 101
+        head = b"HTTP/1.1 101 Switching Protocols\r\n" + _fields(headers) + b"\r\n"
+        self._started = self._finished = True
+        handed = self._connection.hand_over(head)
+        self._over()
+        return handed
+
+    def cancel(self, error: Exception) -> None:
+        """Called by the connection: the sender is gone."""
+        if self._finished:
+            return
+        self._finished = True
+        self._held.clear()
+        if self._responder is not None:
+            self._responder.cancelled(error)
+        self._over()
+
+    def pause_answer(self) -> None:
+        if self._responder is not None and not self._finished:
+            self._responder.pause_response()
+
+    def resume_answer(self) -> None:
+        if self._responder is not None and not self._finished:
+            self._responder.resume_response()
+
+    def _head(
+        self, status: int, reason: str, headers: Iterable[tuple[str, str]], length: int | None, silent: bool
+    ) -> bytes:
+        self._started = True
+        self.status = status
+        line = _STATUS_LINES.get(status)
+        if line is None or reason:
+            line = f"HTTP/1.1 {status} {reason}\r\n".encode("latin-1", "replace")
+        parts = [line]
+        dated = False
+        for name, value in headers:
+            parts.append(f"{name}: {value}\r\n".encode("latin-1", "replace"))
+            if name == "Date" or name == "date":
+                dated = True
+        if not dated:
+            parts.append(self._connection.front.date())
+        if length is not None:
+            if status != 204 and (status != 304 or length):
+                parts.append(b"Content-Length: %d\r\n" % length)
+        elif not silent and not self.http_1_0:
+            parts.append(b"Transfer-Encoding: chunked\r\n")
+        if self._connection.front.draining or not (self._body_over or self._rest_is_short()):
+            self.keep_alive = False
+        if not self.keep_alive:
+            parts.append(b"Connection: close\r\n")
+        elif self.http_1_0:
+            parts.append(b"Connection: keep-alive\r\n")
+        parts.append(b"\r\n")
+        return b"".join(parts)
+
+    def _rest_is_short(self) -> bool:
+        """What is left of the body will come by itself and is quickly dropped, so the connection may stay."""
+        return not self._continue and self.length is not None and self.length - self.received <= _HELD_BODY
+
+    def _finish(self) -> None:
+        self._finished = True
+        self._held.clear()
+        self._over()
+        self._connection.exchange_finished(self)
+
+    def _over(self) -> None:
+        done, self.done = self.done, None
+        if done is not None:
+            done(self)
+
+
+def _fields(headers: Iterable[tuple[str, str]]) -> bytes:
+    return "".join(f"{name}: {value}\r\n" for name, value in headers).encode("latin-1", "replace")

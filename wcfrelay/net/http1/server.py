@@ -1,0 +1,528 @@
+"""HTTP/1.1 server connections: a sans-IO core over llhttp.
+
+Grammar: RFC 9112, parsed by llhttp in strict mode, so that bare CR or LF, folded header lines, two lengths and a
+length beside a transfer coding are refused with 400 and the connection is closed. Checked here in addition: one Host,
+chunked as the only transfer coding and not in HTTP/1.0, the quotas of :class:`ServerLimits`.
+
+One connection serves its requests in order. A pipelined request waits, parsed, until the answer before it is finished;
+while one waits nothing more is read, so what is held is bounded by one read. Trailer fields are dropped.
+
+Life of a connection (``_phase``), with the deadline that ends it::
+
+    IDLE ──first byte──▶ HEAD ──head parsed──▶ OPEN ──answer finished and body read──▶ IDLE
+    keep_alive           request_head          body_idle while the body is read or the answer does not drain;
+                                               request_total; the wait for the answer is the responder's business
+
+``OPEN ──switch_protocols──▶`` leaves this module: the transport goes to whoever speaks the other protocol.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from email.utils import formatdate
+from typing import Any
+
+import httptools
+
+from wcfrelay.net.http1.exchange import ServerExchange
+from wcfrelay.net.network import Network, Transport, tune_transport
+from wcfrelay.net.timers import Deadline, Timers
+
+__all__ = ["HttpFront", "ServerExchange", "ServerLimits"]
+
+_DISCARDED_BODY = 1024 * 1024
+"""Bytes read and dropped after an early answer, so that the sender sees the answer and not a reset."""
+
+_HOST = re.compile(r"[A-Za-z0-9._~-]{1,255}(:[0-9]{1,5})?|\[[0-9A-Fa-f:.]{2,45}\](:[0-9]{1,5})?")
+
+_IDLE, _HEAD, _OPEN, _CLOSED = range(4)
+"""Phases, see above. The answer's own wait is not limited here."""
+
+
+@dataclass(frozen=True, slots=True)
+class ServerLimits:
+    """Quotas (bytes, counts) and deadlines (seconds; ``request_total`` 0 = none) of server connections."""
+
+    request_line: int = 8 * 1024
+    header_count: int = 100
+    header_bytes: int = 64 * 1024
+    connections: int = 10_000
+    request_head: float = 30.0
+    body_idle: float = 60.0
+    request_total: float = 0.0
+    keep_alive: float = 75.0
+
+
+class _Refused(Exception):
+    """The request cannot be served; leaves a parser callback."""
+
+    def __init__(self, status: int, text: str) -> None:
+        super().__init__(text)
+        self.status = status
+
+
+class HttpFront:
+    """Everything the connections of one listening port share.
+
+    ``take`` receives every exchange when its head is complete; it must begin or answer it, at once or later.
+    """
+
+    def __init__(
+        self,
+        network: Network,
+        timers: Timers,
+        limits: ServerLimits,
+        take: Callable[[ServerExchange], None],
+        *,
+        scheme: str = "http",
+    ) -> None:
+        self.network = network
+        self.timers = timers
+        self.limits = limits
+        self.take = take
+        self.scheme = scheme
+        self.connections: set[HttpConnection] = set()
+        self.draining = False
+        self._names: dict[bytes, tuple[str, str]] = {}
+        self._date = (0, b"")
+
+    def make(self) -> HttpConnection:
+        """A core for a new connection (for :meth:`Network.listen`)."""
+        return HttpConnection(self)
+
+    async def drain(self, seconds: float) -> None:
+        """Close idle connections, let running exchanges finish for at most ``seconds``, then cut the rest."""
+        self.draining = True
+        for connection in list(self.connections):
+            connection.close_when_idle()
+        waited = 0.0
+        while self.connections and waited < seconds:
+            await self.network.sleep(0.05)
+            waited += 0.05
+        for connection in list(self.connections):
+            connection.abort()
+
+    def date(self) -> bytes:
+        """The ``Date`` field of this second."""
+        now = int(time.time())
+        if self._date[0] != now:
+            self._date = (now, f"Date: {formatdate(now, usegmt=True)}\r\n".encode())
+        return self._date[1]
+
+    def spelling(self, name: bytes) -> tuple[str, str]:
+        """A field name as text and in lower case, remembered because few names make up nearly all fields."""
+        found = self._names.get(name)
+        if found is None:
+            text = name.decode("latin-1")
+            found = (text, text.lower())
+            if len(self._names) < 1024:
+                self._names[name] = found
+        return found
+
+
+class HttpConnection:
+    """One server connection (a :class:`~wcfrelay.net.network.Stream`)."""
+
+    __slots__ = (
+        "_answer_blocked",
+        "_closing",
+        "_current",
+        "_discarded",
+        "_expect",
+        "_head_fed",
+        "_header_bytes",
+        "_leftover",
+        "_parser",
+        "_parsing",
+        "_phase",
+        "_reading",
+        "_resumable",
+        "_resumed",
+        "_since",
+        "_target",
+        "_timer",
+        "_waiting",
+        "front",
+        "remote",
+        "slot",
+        "transport",
+    )
+
+    def __init__(self, front: HttpFront) -> None:
+        self.front = front
+        self.transport: Any = None
+        self.remote: tuple[str, int] = ("", 0)
+        self.slot: Any = None
+        """What belongs to the sender's connection (its rendezvous); told ``sender_gone()`` when it closes."""
+        self._parser: Any = None
+        self._phase = _IDLE
+        self._since = 0.0
+        self._timer: Deadline | None = None
+        self._current: ServerExchange | None = None
+        """The exchange being answered."""
+        self._parsing: ServerExchange | None = None
+        """The exchange whose body is being read; the last of ``_waiting`` or ``_current``."""
+        self._waiting: deque[ServerExchange] = deque()
+        self._target = b""
+        self._head_fed = 0
+        self._header_bytes = 0
+        self._expect = False
+        self._leftover = b""
+        self._discarded = 0
+        self._answer_blocked = False
+        self._closing = False
+        self._reading = True
+        self._resumed: ServerExchange | None = None
+        self._resumable = False
+
+    # -- what the network calls
+
+    def connection_made(self, transport: Any) -> None:
+        front = self.front
+        self.transport = transport
+        tune_transport(transport)
+        peer = transport.get_extra_info("peername")
+        if peer:
+            self.remote = (peer[0], peer[1])
+        self._parser = httptools.HttpRequestParser(self)
+        if len(front.connections) >= front.limits.connections:
+            transport.write(b"HTTP/1.1 503 Service Unavailable\r\nConnection: close\r\nContent-Length: 0\r\n\r\n")
+            self._phase = _CLOSED
+            transport.close()
+            return
+        front.connections.add(self)
+        self._since = front.network.seconds()
+        self._arm(front.limits.request_head)
+
+    def data_received(self, data: bytes) -> None:
+        phase = self._phase
+        if phase == _CLOSED:
+            return
+        if phase != _HEAD:  # the deadline of a head is for all of it, not for each byte
+            self._since = self.front.network.seconds()
+            if phase == _IDLE:
+                self._phase = _HEAD
+        self._head_fed += len(data)
+        try:
+            self._parser.feed_data(data)
+        except httptools.HttpParserUpgrade as stop:
+            self._upgrade_requested(data[stop.args[0] :])
+            return
+        except httptools.HttpParserCallbackError as error:
+            cause = error.__context__
+            if not isinstance(cause, _Refused):
+                self.abort()
+                raise
+            self._refuse(cause.status, str(cause))
+            return
+        except httptools.HttpParserError as error:
+            if self._parsing is None and self._current is not None and not self._current.keep_alive:
+                return  # bytes behind the last request of a connection mean nothing
+            self._refuse(400, f"malformed request: {error}")
+            return
+        if phase == _HEAD and self._phase != _HEAD:
+            self._since = self.front.network.seconds()
+        if self._phase == _HEAD:
+            limits = self.front.limits
+            if len(self._target) > limits.request_line:
+                self._refuse(414, "request line too long")
+            elif self._head_fed > limits.request_line + limits.header_bytes:
+                self._refuse(431, "request head too large")
+        elif self._waiting or not (self._parsing is None or self._parsing.wants_body):
+            self.flow()
+
+    def eof_received(self) -> bool | None:
+        return None
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._phase = _CLOSED
+        self.front.connections.discard(self)
+        if self._timer is not None:
+            self._timer.cancel()
+        current, self._current, self._parsing = self._current, None, None
+        self._waiting.clear()
+        if current is not None:
+            current.cancel(exc or ConnectionResetError("the sender disconnected"))
+        slot, self.slot = self.slot, None
+        if slot is not None:
+            slot.sender_gone()
+
+    def pause_writing(self) -> None:
+        self._answer_blocked = True
+        self._since = self.front.network.seconds()
+        if self._current is not None:
+            self._current.pause_answer()
+
+    def resume_writing(self) -> None:
+        self._answer_blocked = False
+        if self._current is not None:
+            self._current.resume_answer()
+
+    # -- what llhttp calls
+
+    def on_url(self, url: bytes) -> None:
+        self._target += url
+        if len(self._target) > self.front.limits.request_line:
+            raise _Refused(414, "request line too long")
+
+    def on_message_begin(self) -> None:
+        self._phase = _HEAD
+        self._target = b""
+        self._header_bytes = 0
+        if self._resumed is None:
+            self._parsing = ServerExchange(self, "", "")
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        exchange = self._parsing
+        if exchange is None or exchange.method:
+            return  # a trailer field: dropped
+        self._header_bytes += len(name) + len(value)
+        text, low = self.front.spelling(name)
+        field = value.decode("latin-1")
+        headers, lower = exchange.headers, exchange.lower
+        headers.append((text, field))
+        if low in lower:
+            if low == "host":
+                raise _Refused(400, "more than one Host")
+        else:
+            lower[low] = field
+
+    def on_headers_complete(self) -> None:
+        exchange = self._parsing
+        assert exchange is not None
+        if self._resumed is not None:
+            self._resumed = None
+            self._phase = _OPEN
+            return
+        front, parser, lower = self.front, self._parser, exchange.lower
+        limits = front.limits
+        if len(exchange.headers) > limits.header_count or self._header_bytes > limits.header_bytes:
+            raise _Refused(431, "too many header fields")
+        version = parser.get_http_version()
+        host = lower.get("host")
+        if version == "1.1":
+            if host is None:
+                raise _Refused(400, "a Host header is required")
+        elif version == "1.0":
+            exchange.http_1_0 = True
+        else:
+            raise _Refused(505, "only HTTP/1.0 and HTTP/1.1 are spoken here")
+        if host:
+            if not _HOST.fullmatch(host):
+                raise _Refused(400, "the Host header is malformed")
+            exchange.host = host
+            exchange.origin = f"{front.scheme}://{host}"
+        coding = lower.get("transfer-encoding")
+        if coding is not None:
+            if exchange.http_1_0 or coding.strip().lower() != "chunked":
+                raise _Refused(501 if not exchange.http_1_0 else 400, "the only transfer coding is chunked")
+            exchange.length = None
+        else:
+            length = lower.get("content-length")
+            exchange.length = int(length) if length is not None else 0
+        target = self._target.decode("ascii")
+        if target[:1] != "/":
+            target = _origin_form(target)
+        exchange.target = target
+        exchange.method = parser.get_method().decode("ascii")
+        exchange.keep_alive = parser.should_keep_alive() and not self._closing
+        exchange.upgrade = "upgrade" in lower and parser.should_upgrade()
+        exchange._continue = exchange.length != 0 and lower.get("expect", "").lower() == "100-continue"
+        exchange.started_at = self._since
+        exchange.head_bytes = self._header_bytes
+        self._phase = _OPEN
+        self._resumable = exchange.upgrade
+        if self._current is None:
+            self._current = exchange
+            front.take(exchange)
+        else:
+            self._waiting.append(exchange)
+
+    def on_body(self, body: bytes) -> None:
+        exchange = self._parsing
+        assert exchange is not None
+        exchange.body_piece(body)
+        if exchange is not self._current and self._current is None:
+            self._discarded += len(body)
+            if self._discarded > _DISCARDED_BODY:
+                self.close()
+
+    def on_message_complete(self) -> None:
+        exchange = self._parsing
+        assert exchange is not None
+        if exchange.upgrade and exchange.length != 0 and self._resumable:
+            return  # llhttp takes a request with Upgrade for one without a body; see _upgrade_requested
+        self._parsing = None
+        self._head_fed = 0
+        exchange.body_complete()
+        if exchange is not self._current and not self._waiting and self._current is None:
+            self._after_answer(exchange)
+
+    # -- what the exchange calls
+
+    def write(self, data: bytes) -> None:
+        self.transport.write(data)
+
+    def write_many(self, pieces: tuple[bytes, ...]) -> None:
+        self.transport.writelines(pieces)
+
+    def flow(self) -> None:
+        """Read on or stop reading, as the exchanges can take it."""
+        wanted = len(self._waiting) == 0 and (self._parsing is None or self._parsing.wants_body)
+        if wanted != self._reading and self._phase != _CLOSED:
+            self._reading = wanted
+            if wanted:
+                self._since = self.front.network.seconds()
+                self.transport.resume_reading()
+            else:
+                self.transport.pause_reading()
+
+    def exchange_finished(self, exchange: ServerExchange) -> None:
+        """The answer is written. Serve the next request, or read what is left of this one's body first."""
+        self._current = None
+        if exchange.body_at_hand:
+            self._after_answer(exchange)
+        else:
+            self._discarded = 0
+            self.flow()
+
+    def hand_over(self, head: bytes) -> tuple[Transport, bytes]:
+        """Write ``head``, forget the transport and return it with the bytes read behind the request."""
+        self.transport.write(head)
+        self._phase = _CLOSED
+        self._current = None
+        self.front.connections.discard(self)
+        if self._timer is not None:
+            self._timer.cancel()
+        leftover, self._leftover = self._leftover, b""
+        return self.transport, leftover
+
+    def close_when_idle(self) -> None:
+        """Finish what has begun, accept nothing more."""
+        self._closing = True
+        if self._phase == _IDLE:
+            self.close()
+
+    def close(self) -> None:
+        """Close after what is written has been sent."""
+        if self._phase != _CLOSED:
+            self._phase = _CLOSED
+            self.transport.close()
+
+    def abort(self) -> None:
+        self._phase = _CLOSED
+        self.transport.abort()
+
+    # -- inside
+
+    def _after_answer(self, exchange: ServerExchange) -> None:
+        if self._phase == _CLOSED:
+            return
+        if not exchange.keep_alive:
+            self.close()
+            return
+        if self._waiting:
+            following = self._current = self._waiting.popleft()
+            self.front.take(following)
+            self.flow()
+        elif self._parsing is None:
+            self._phase = _IDLE
+            self._since = self.front.network.seconds()
+            if self._closing:
+                self.close()
+            elif not self._reading:
+                self.flow()
+
+    def _upgrade_requested(self, rest: bytes) -> None:
+        """llhttp stopped behind the head of a request with Upgrade.
+
+        Whether a WebSocket opens is the taker's decision; until it has decided, nothing more is read. A request with
+        any other Upgrade (Java's client offers h2c with its first POST) is an ordinary one. llhttp has dropped its
+        framing, so a new parser is given a head with the same framing and goes on with the body.
+        """
+        if self._phase == _CLOSED:
+            return
+        self._parser = httptools.HttpRequestParser(self)
+        current, parsing = self._current, self._parsing
+        if parsing is not None:
+            framing = "Transfer-Encoding: chunked" if parsing.length is None else f"Content-Length: {parsing.length}"
+            self._resumed = parsing
+            self._resumable = False
+            self._parser.feed_data(f"POST / HTTP/1.1\r\nHost: x\r\n{framing}\r\n\r\n".encode())
+            self.data_received(rest)
+        elif current is not None and current.method == "GET" and current.lower["upgrade"].lower() == "websocket":
+            self._leftover = rest
+            self._reading = False
+            self.transport.pause_reading()
+            current.keep_alive = False
+        elif rest:
+            self.data_received(rest)
+
+    def _refuse(self, status: int, text: str) -> None:
+        """Answer a request that cannot be served, and close. An answer that has begun is cut."""
+        current = self._current
+        if current is not None:
+            self.abort()
+            current.cancel(ConnectionResetError(text))
+            return
+        body = f"{text}\n".encode("latin-1", "replace")
+        self.transport.write(
+            b"HTTP/1.1 %d Refused\r\nContent-Type: text/plain\r\nContent-Length: %d\r\nConnection: close\r\n\r\n%s"
+            % (status, len(body), body)
+        )
+        self.close()
+
+    def _arm(self, seconds: float) -> None:
+        self._timer = self.front.timers.after(seconds, self._check)
+
+    def _check(self) -> None:
+        """The one deadline of a connection: looks at how long the present phase has lasted, and when to look again."""
+        if self._phase == _CLOSED:
+            return
+        limits, now = self.front.limits, self.front.network.seconds()
+        quiet = now - self._since
+        look_again = limits.body_idle
+        current = self._current
+        if self._phase == _IDLE:
+            look_again = limits.keep_alive - quiet
+            if look_again <= 0:
+                self.close()
+                return
+        elif self._phase == _HEAD:
+            look_again = limits.request_head - quiet
+            if look_again <= 0:
+                self._refuse(408, "the request head did not arrive in time")
+                return
+        elif self._answer_blocked or (self._parsing is not None and self._reading):
+            look_again = limits.body_idle - quiet
+            if look_again <= 0:
+                self._too_slow(current, "the body moved too slowly")
+                return
+        if current is not None and limits.request_total > 0:
+            left = limits.request_total - (now - current.started_at)
+            if left <= 0:
+                self._too_slow(current, "the exchange took too long")
+                return
+            look_again = min(look_again, left)
+        self._arm(max(look_again, 0.05))
+
+    def _too_slow(self, current: ServerExchange | None, text: str) -> None:
+        self.abort()
+        if current is not None:
+            current.cancel(TimeoutError(text))
+
+
+def _origin_form(target: str) -> str:
+    """The origin form of an absolute-form target (RFC 9112 §3.2.2); ``*`` stays."""
+    if target == "*":
+        return target
+    scheme, mark, rest = target.partition("://")
+    if not mark or scheme.lower() not in ("http", "https"):
+        raise _Refused(400, "the request target is malformed")
+    slash = min((i for i in (rest.find("/"), rest.find("?")) if i >= 0), default=len(rest))
+    rest = rest[slash:]
+    return rest if rest[:1] == "/" else "/" + rest

@@ -1,0 +1,302 @@
+"""The hybrid dialect: `$hc` addresses and the JSON commands between gateway and listener. Both roles, no I/O.
+
+Source: hybrid-connections.md of the specification, §1 (query parameters), §4 (commands), §7 (`request`),
+§8 (`response`).
+
+A command is one WebSocket text message with one root member::
+
+    gateway → listener   {"accept": {...}}   {"request": {...}}
+    listener → gateway   {"response": {...}} {"renewToken": {...}}
+
+A `request` or `response` whose ``body`` is true is followed, on the same socket, by one binary message with the body
+(it may be fragmented and ends at FIN); nothing comes between the two. A `request` without ``body`` says only where to
+dial: the whole command follows on the rendezvous.
+
+Members of our own, ignored by every other implementation (unknown members must be ignored): ``origin`` in `request`
+(``scheme://host[:port]`` as the sender wrote it, which the removed Host header no longer tells) and ``bodyLength`` in
+both commands (the length of a streamed body, where known, which the removed Content-Length no longer tells).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+from urllib.parse import parse_qsl, quote, unquote
+
+import msgspec
+
+from wcfrelay.errors import ProtocolError
+
+__all__ = [
+    "CONTROL_LIMIT",
+    "HEADERS_LIMIT",
+    "Accept",
+    "Command",
+    "HybridTarget",
+    "RemoteEndpoint",
+    "RenewToken",
+    "Request",
+    "Response",
+    "decode_command",
+    "encode_command",
+    "joined_headers",
+    "listed_headers",
+    "parse_target",
+    "rendezvous_query",
+    "request_headers",
+    "strip_relay_query",
+]
+
+CONTROL_LIMIT = 64 * 1024
+"""Bytes of headers and body that may travel on the control channel (§2)."""
+HEADERS_LIMIT = 32 * 1024
+"""Bytes of headers above which a request takes a rendezvous (§2)."""
+
+_REMOVED = frozenset(
+    {
+        "connection",
+        "content-length",
+        "host",
+        "keep-alive",
+        "proxy-connection",
+        "te",
+        "trailer",
+        "transfer-encoding",
+        "upgrade",
+        "close",
+        "expect",
+    }
+)
+"""Request and response headers about one connection, which end at it (§7; RFC 9110 §7.6.1)."""
+
+
+class RemoteEndpoint(msgspec.Struct):
+    address: str | None = None
+    port: int | None = None
+
+
+class Request(msgspec.Struct, omit_defaults=True):
+    """`request`. Either the whole request, or only where to dial (then ``method`` is empty and ``body`` unset)."""
+
+    address: str
+    id: str
+    requestTarget: str = ""
+    method: str = ""
+    remoteEndpoint: RemoteEndpoint | None = None
+    requestHeaders: dict[str, str] | None = None
+    body: bool | msgspec.UnsetType = msgspec.UNSET
+    origin: str = ""
+    bodyLength: int | None = None
+
+
+class Response(msgspec.Struct, omit_defaults=True):
+    """`response`. Node listeners send the status as text and repeated headers as arrays."""
+
+    requestId: str
+    statusCode: int | str
+    statusDescription: str | None = None
+    responseHeaders: dict[str, Any] | None = None
+    body: bool = False
+    bodyLength: int | None = None
+
+
+class Accept(msgspec.Struct, omit_defaults=True):
+    """`accept`: a WebSocket sender waits at ``address``."""
+
+    address: str
+    id: str
+    connectHeaders: dict[str, str] | None = None
+    remoteEndpoint: RemoteEndpoint | None = None
+
+
+class RenewToken(msgspec.Struct):
+    token: str
+
+
+class Command(msgspec.Struct, omit_defaults=True):
+    """One text message. More than one member is tolerated, none at all is a command of a later day."""
+
+    request: Request | None = None
+    response: Response | None = None
+    accept: Accept | None = None
+    renewToken: RenewToken | None = None
+
+
+_encoder = msgspec.json.Encoder()
+_decoder = msgspec.json.Decoder(Command)
+
+
+def encode_command(command: Command) -> bytes:
+    """The text message of a command."""
+    return _encoder.encode(command)
+
+
+def decode_command(data: bytes) -> Command:
+    """The command in a text message.
+
+    :raises ProtocolError: it is not JSON, or a member has the wrong shape.
+    """
+    try:
+        return _decoder.decode(data)
+    except (msgspec.DecodeError, RecursionError) as error:
+        raise ProtocolError(f"The command is not valid: {error}") from None
+
+
+class HybridTarget(msgspec.Struct, frozen=True):
+    """A `$hc` request target taken apart."""
+
+    path: str
+    """Path without the ``/$hc`` prefix, still percent-encoded, with a leading slash."""
+    query: str
+    """The query without any ``sb-hc-*`` member, as it came."""
+    action: str
+    id: str
+    token: str
+    status: int | None
+    """Status with which a listener rejects (§5.4), under either of its names."""
+    description: str
+
+
+def parse_target(target: str) -> HybridTarget:
+    """Take a request target that begins with ``/$hc`` apart.
+
+    :raises ProtocolError: it is not such a target, or the reject status is no number from 400 to 599.
+    """
+    path, _, query = target.partition("?")
+    if path[:4].lower() != "/$hc":
+        raise ProtocolError("The address does not begin with /$hc.")
+    values = {name.lower(): value for name, value in parse_qsl(query, keep_blank_values=True)}
+    action = values.get("sb-hc-action", "").lower()
+    status_text, description = values.get("sb-hc-statuscode"), values.get("sb-hc-statusdescription", "")
+    if status_text is None and action == "accept":
+        status_text, description = values.get("statuscode"), values.get("statusdescription", "")
+    status = None
+    if status_text is not None:
+        if not (status_text.isascii() and status_text.isdigit() and 400 <= int(status_text[:4]) <= 599):
+            raise ProtocolError("The status of a rejection must be a number from 400 to 599.")
+        status = int(status_text)
+    return HybridTarget(
+        path=path[4:] or "/",
+        query=_without_relay_members(query),
+        action=action,
+        id=values.get("sb-hc-id", ""),
+        token=values.get("sb-hc-token", ""),
+        status=status,
+        description=description,
+    )
+
+
+def strip_relay_query(target: str) -> tuple[str, str | None]:
+    """The target as the listener may see it, and the token that its query carried.
+
+    All ``sb-hc-*`` members are removed (§1); everything else keeps its exact spelling.
+    """
+    path, mark, query = target.partition("?")
+    if not mark or "sb-hc-" not in query.lower():
+        return target, None
+    token = None
+    for member in query.split("&"):
+        name, _, value = member.partition("=")
+        if unquote(name).lower() == "sb-hc-token":
+            token = unquote(value)
+    rest = _without_relay_members(query)
+    return (f"{path}?{rest}" if rest else path), token
+
+
+def _without_relay_members(query: str) -> str:
+    members = query.split("&")
+    return "&".join(m for m in members if not unquote(m.partition("=")[0]).lower().startswith("sb-hc-"))
+
+
+def rendezvous_query(action: str, rendezvous_id: str) -> str:
+    """The query of a rendezvous address."""
+    return f"sb-hc-action={action}&sb-hc-id={quote(rendezvous_id, safe='')}"
+
+
+def request_headers(headers: Iterable[tuple[str, str]], drop: frozenset[str], via: str) -> dict[str, str]:
+    """The headers of an HTTP request as `request` carries them.
+
+    Headers about one connection (also those that ``Connection`` names) and those in ``drop`` (lower case) are removed,
+    repeated ones are joined, ``Via`` is extended (§7).
+    """
+    result: dict[str, str] = {}
+    named: list[str] = []
+    spelled: dict[str, str] = {}
+    for name, value in headers:
+        low = name.lower()
+        if low in _REMOVED or low in drop:
+            if low == "connection":
+                named.extend(option.strip().lower() for option in value.split(","))
+            continue
+        known = spelled.setdefault(low, name)
+        if known in result:
+            result[known] = f"{result[known]}{'; ' if low == 'cookie' else ', '}{value}"
+        else:
+            result[known] = value
+    for option in named:
+        if option in spelled:
+            result.pop(spelled[option], None)
+    known = spelled.get("via", "Via")
+    result[known] = f"{result[known]}, {via}" if known in result else via
+    return result
+
+
+def joined_headers(headers: Iterable[tuple[str, str]]) -> dict[str, Any]:
+    """The headers of an HTTP answer as `response` carries them.
+
+    Headers about one connection are removed, repeated ones joined, except ``Set-Cookie``, which cannot be joined and
+    becomes an array.
+    """
+    result: dict[str, Any] = {}
+    named: list[str] = []
+    spelled: dict[str, str] = {}
+    for name, value in headers:
+        low = name.lower()
+        if low in _REMOVED:
+            if low == "connection":
+                named.extend(option.strip().lower() for option in value.split(","))
+            continue
+        known = spelled.setdefault(low, name)
+        if known not in result:
+            result[known] = value
+        elif low != "set-cookie":
+            result[known] = f"{result[known]}, {value}"
+        elif isinstance(result[known], list):
+            result[known].append(value)
+        else:
+            result[known] = [result[known], value]
+    for option in named:
+        if option in spelled:
+            result.pop(spelled[option], None)
+    return result
+
+
+def listed_headers(headers: dict[str, Any] | None) -> list[tuple[str, str]]:
+    """The headers of a `response` as HTTP fields, without those about one connection.
+
+    :raises ProtocolError: a name is no token, or a value has a control character in it (header injection).
+    """
+    result: list[tuple[str, str]] = []
+    for name, value in (headers or {}).items():
+        if name.lower() in _REMOVED:
+            continue
+        if not _is_token(name):
+            raise ProtocolError("A header name in the response is not an HTTP token.")
+        if type(value) is str:
+            values: tuple[str, ...] = (value,)
+        elif isinstance(value, list):
+            values = tuple(str(item) for item in value)
+        else:
+            values = ("",) if value is None else (str(value),)
+        for text in values:
+            if not text.isprintable() and any(c in text for c in "\r\n\0"):
+                raise ProtocolError("A header value in the response has a control character in it.")
+            result.append((name, text))
+    return result
+
+
+_TOKEN = frozenset("!#$%&'*+-.^_`|~0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz")
+
+
+def _is_token(name: str) -> bool:
+    return bool(name) and _TOKEN.issuperset(name)

@@ -1,0 +1,1 @@
+"""Contracts and schemas that ship with wcfrelay, data only."""
