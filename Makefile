@@ -4,7 +4,7 @@ PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3; do \
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test check bench clean
+.PHONY: demo test check smoke bench clean
 
 demo: $(VENV)/.ready
 	$(BIN)/wcfrelay demo
@@ -18,11 +18,15 @@ check: $(VENV)/.ready-dev
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
+smoke: $(VENV)/.ready-dev
+	$(BIN)/wcfrelay demo
+	$(BIN)/python -m pytest tests/listener/test_spyne.py tests/wire tests/test_sas.py
+
 bench: $(VENV)/.ready-dev
 	$(BIN)/python -m bench
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info
+	rm -rf .venv .venv-newest build dist *.egg-info
 
 $(VENV)/.ready: setup.cfg pyproject.toml
 	@test -n "$(PYTHON)" || { echo "wcfrelay needs Python 3.11, 3.12 or 3.13 as python3.11, python3.12, python3.13 or python3."; exit 1; }

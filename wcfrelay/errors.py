@@ -185,6 +185,7 @@ _BY_STATUS: dict[int, type[RelayError]] = {
     503: ServerBusyError,
     504: ListenerTimeoutError,
 }
+_BY_CODE: dict[str, type[RelayError]] = {kind.code: kind for kind in (QuotaExceededError, ServiceUnreachableError)}
 _BY_PREFIX: tuple[type[RelayError], ...] = (
     MissingTokenError,
     MalformedTokenError,
@@ -197,12 +198,12 @@ _BY_PREFIX: tuple[type[RelayError], ...] = (
 
 def error_for(status: int, message: str, *, code: str = "", tracking_id: str = "") -> RelayError:
     """The error that a gateway's answer stands for, from its status, the text it gave and its code where known."""
-    kind = _BY_STATUS.get(status, RelayError)
-    if status == 403 and code == QuotaExceededError.code:
-        kind = QuotaExceededError
+    kind = _BY_CODE.get(code) or _BY_STATUS.get(status, RelayError)
     for candidate in _BY_PREFIX:
-        opening = (candidate.__doc__ or "").split("\n", 1)[0].split(":", 1)[0]
-        if candidate.status == status and message.startswith(opening):
+        opening = (candidate.__doc__ or "").split("\n", 1)[0].split(":", 1)[0].rstrip(".")
+        # A gateway may be set to say that nobody listens with 502.
+        expected = (candidate.status, 502) if candidate is NoListenerError else (candidate.status,)
+        if status in expected and message.startswith(opening):
             kind = candidate
             break
     return kind(message, tracking_id=tracking_id)

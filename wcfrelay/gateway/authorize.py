@@ -25,36 +25,41 @@ class Authorizer:
         self._hosts = hosts
         self.grace = grace
         self._rules: dict[str, tuple[Rule, ...]] = {}
-        self._good: dict[tuple[str, str], Grant] = {}
+        self._good: dict[tuple[str, str, Right], tuple[Grant, bool]] = {}
+        """Grants by token, entity and right; whether one covers the whole entity, or must be asked for each target."""
 
     def set_rules(self, path: str, rules: Iterable[Rule]) -> None:
         """Replace the rules at ``path`` ("" is the namespace)."""
         self._rules[path] = tuple(rules)
         self._good.clear()
 
-    def authorize(self, token: str | None, entity: tuple[str, ...], target: tuple[str, ...], right: Right) -> Grant:
-        """The grant by which ``token`` allows ``right`` on ``target``, which is ``entity`` or lies below it.
+    def authorize(self, token: str | None, entity: str, target: tuple[str, ...], right: Right) -> Grant:
+        """The grant by which ``token`` allows ``right`` on ``target``, the segments of the relay path ``entity`` or of
+        something below it.
 
         :raises AuthorizationError: no token, or a bad one. :raises ForbiddenError: a good one without the right.
         """
         if not token:
             raise MissingTokenError()
-        path = "/".join(entity)
-        grant = self._good.get((token, path))
-        if grant is None:
-            grant = verify(
-                token,
-                now=self._now(),
-                rules=lambda name: self._named(name, entity),
-                hosts=self._hosts,
-                grace=self.grace,
-            )
-            if len(self._good) >= _REMEMBERED:
-                self._good.clear()
-            self._good[(token, path)] = grant
-        else:
+        remembered = self._good.get((token, entity, right))
+        if remembered is not None:
+            grant, whole = remembered
             grant.check_expiry(self._now(), self.grace)
+            if not whole:
+                grant.allows(target, right)
+            return grant
+        segments = tuple(entity.split("/"))
+        grant = verify(
+            token,
+            now=self._now(),
+            rules=lambda name: self._named(name, segments),
+            hosts=self._hosts,
+            grace=self.grace,
+        )
         grant.allows(target, right)
+        if len(self._good) >= _REMEMBERED:
+            self._good.clear()
+        self._good[(token, entity, right)] = grant, len(grant.segments) <= len(segments)
         return grant
 
     def _named(self, name: str, entity: tuple[str, ...]) -> Iterator[Rule]:

@@ -88,7 +88,7 @@ class HybridLink:
         self.websocket = websocket
         self.calls: dict[str, HybridCall] = {}
         """Calls whose request went, or waits to go, over the control channel, and those waiting to be dialled."""
-        self._address = f"{base}/$hc/{quote(relay.path)}?"
+        self._address = f"{base}/$hc/{quote(relay.path)}?{rendezvous_query('request')}"
         self._on_command = on_command
         self._on_closed = on_closed
         self._backlog: deque[HybridCall] = deque()
@@ -107,8 +107,9 @@ class HybridLink:
     def close(self, code: int, reason: str) -> None:
         self.websocket.close(code, reason)
 
-    def address(self, action: str, rendezvous_id: str) -> str:
-        return self._address + rendezvous_query(action, rendezvous_id)
+    def address(self, rendezvous_id: str) -> str:
+        """Where the listener may dial for the call with this id."""
+        return self._address + rendezvous_id
 
     def send(self, call: HybridCall) -> None:
         """Send the call's message now, or when the channel takes messages again."""
@@ -194,22 +195,13 @@ class HybridLink:
 class HybridCall:
     """One HTTP exchange on its way to a listener and back (a :class:`~wcfrelay.net.exchange.Responder`)."""
 
-    __slots__ = (
-        "_body",
-        "_deadline",
-        "_drop",
-        "_size",
-        "_target",
-        "_timeout",
-        "dialled",
-        "exchange",
-        "id",
-        "link",
-        "over",
-        "sent",
-        "since",
-        "socket",
-    )
+    socket: RendezvousSocket | None = None
+    sent = False
+    """The whole request has left, so the listener may have executed it."""
+    dialled = False
+    """The listener was, or will be, told to dial."""
+    over = False
+    _size = 0
 
     def __init__(self, link: HybridLink, exchange: ServerExchange, target: str, drop: frozenset[str]) -> None:
         self.link = link
@@ -218,18 +210,11 @@ class HybridCall:
         self._target = target
         self._drop = drop
         self._body: list[bytes] = []
-        self._size = 0
-        self._timeout = link.relay.response_timeout
         services = link.services
         self.since = services.now()
         """When something last moved, by the reactor's clock."""
+        self._timeout = link.relay.response_timeout
         self._deadline: Deadline | None = services.timers.after(self._timeout, self._check)
-        self.socket: RendezvousSocket | None = None
-        self.sent = False
-        """The whole request has left, so the listener may have executed it."""
-        self.dialled = False
-        """The listener was, or will be, told to dial."""
-        self.over = False
 
     def start(self) -> None:
         """Choose the way of the request by what is known of its size."""
@@ -251,12 +236,12 @@ class HybridCall:
     def transmit(self, websocket: WebSocket) -> None:
         """Write the request, or where to dial for it, to the control channel."""
         link = self.link
-        address = link.address("request", self.id)
+        address = link.address(self.id)
         if self.dialled:
             websocket.send_text(encode_command(Command(request=Request(address=address, id=self.id))))
             return
-        body = b"".join(self._body)
-        link.services.rendezvous.offer(self.id, self)
+        parts = self._body
+        body = parts[0] if len(parts) == 1 else b"".join(parts)
         self.sent = True
         websocket.send_text(encode_command(Command(request=self._request(address, len(body) > 0))))
         if body:
@@ -271,7 +256,7 @@ class HybridCall:
             requestTarget=self._target,
             method=exchange.method,
             remoteEndpoint=RemoteEndpoint(host, port),
-            requestHeaders=request_headers(exchange.headers, self._drop, f"1.1 {exchange.host}"),
+            requestHeaders=request_headers(exchange.headers, exchange.lower, self._drop, f"1.1 {exchange.host}"),
             body=body,
             origin=exchange.origin,
         )
@@ -302,7 +287,7 @@ class HybridCall:
         self.socket = socket
         self.link.calls.pop(self.id, None)
         if not self.sent:
-            request = self._request(self.link.address("request", self.id), self.exchange.length != 0)
+            request = self._request(self.link.address(self.id), self.exchange.length != 0)
             request.bodyLength = self.exchange.length or None
             socket.websocket.send_text(encode_command(Command(request=request)))
             self.exchange.begin(self)
@@ -426,7 +411,8 @@ class HybridCall:
         link = self.link
         link.load -= 1
         link.calls.pop(self.id, None)
-        link.services.rendezvous.withdraw(self.id)
+        if self.dialled:
+            link.services.rendezvous.withdraw(self.id)
         if self._deadline is not None:
             self._deadline.cancel()
 

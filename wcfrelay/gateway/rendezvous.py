@@ -43,7 +43,7 @@ class Rendezvous(Generic[_T]):
 
     def __init__(self, timers: Timers) -> None:
         self._timers = timers
-        self._waiting: dict[str, tuple[_T, Deadline | None]] = {}
+        self._waiting: dict[str, tuple[_T, Deadline]] = {}
 
     def __len__(self) -> int:
         return len(self._waiting)
@@ -57,18 +57,13 @@ class Rendezvous(Generic[_T]):
 
         self._waiting[rendezvous_id] = (waiting, self._timers.after(seconds, late))
 
-    def offer(self, rendezvous_id: str, waiting: _T) -> None:
-        """Keep ``waiting`` until it is taken or withdrawn: its owner has a deadline of its own."""
-        self._waiting[rendezvous_id] = (waiting, None)
-
     def take(self, rendezvous_id: str) -> _T | None:
         """What waits under the id, once; None when it is unknown, used or expired."""
         found = self._waiting.pop(rendezvous_id, None)
         if found is None:
             return None
         waiting, deadline = found
-        if deadline is not None:
-            deadline.cancel()
+        deadline.cancel()
         return waiting
 
     def withdraw(self, rendezvous_id: str) -> None:

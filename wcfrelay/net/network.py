@@ -75,6 +75,8 @@ class Network:
     def __init__(self, reactor: Any) -> None:
         self.reactor = reactor
         self.loop: asyncio.AbstractEventLoop | None = getattr(reactor, "_asyncioEventloop", None)
+        self.seconds: Callable[[], float] = reactor.seconds
+        """The reactor's clock, in seconds since an epoch of its own."""
         self._contexts: dict[ClientTls, ssl.SSLContext] = {}
         self.call_soon: Callable[[Callable[[], None]], Any]
         if self.loop is not None:
@@ -84,10 +86,6 @@ class Network:
 
     def call_later(self, seconds: float, call: Callable[..., Any], *args: Any) -> interfaces.IDelayedCall:
         return self.reactor.callLater(seconds, call, *args)  # type: ignore[no-any-return]
-
-    def seconds(self) -> float:
-        """The reactor's clock, in seconds since an epoch of its own."""
-        return self.reactor.seconds()  # type: ignore[no-any-return]
 
     async def sleep(self, seconds: float) -> None:
         done: defer.Deferred[None] = defer.Deferred(lambda _: call.cancel())

@@ -19,9 +19,10 @@ both commands (the length of a streamed body, where known, which the removed Con
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from functools import lru_cache
 from typing import Any
-from urllib.parse import parse_qsl, quote, unquote
+from urllib.parse import parse_qsl, unquote
 
 import msgspec
 
@@ -208,36 +209,55 @@ def _without_relay_members(query: str) -> str:
     return "&".join(m for m in members if not unquote(m.partition("=")[0]).lower().startswith("sb-hc-"))
 
 
-def rendezvous_query(action: str, rendezvous_id: str) -> str:
-    """The query of a rendezvous address."""
-    return f"sb-hc-action={action}&sb-hc-id={quote(rendezvous_id, safe='')}"
+def rendezvous_query(action: str) -> str:
+    """The query of a rendezvous address, up to the id that ends it. (It must have a ``?`` before it: Node appends.)"""
+    return f"sb-hc-action={action}&sb-hc-id="
 
 
-def request_headers(headers: Iterable[tuple[str, str]], drop: frozenset[str], via: str) -> dict[str, str]:
+def request_headers(
+    headers: Iterable[tuple[str, str]], first: Mapping[str, tuple[str, str]], drop: frozenset[str], via: str
+) -> dict[str, str]:
     """The headers of an HTTP request as `request` carries them.
 
-    Headers about one connection (also those that ``Connection`` names) and those in ``drop`` (lower case) are removed,
-    repeated ones are joined, ``Via`` is extended (§7).
+    ``first`` has the first field of each name by its lower-case name. Headers about one connection (also those that
+    ``Connection`` names) and those in ``drop`` (lower case) are removed, repeated ones are joined, ``Via`` is extended
+    (§7).
     """
+    result = dict(headers)
+    if len(result) != len(first) or len(result) != len(tuple(headers)):
+        result = _joined(headers, first)
+    options = ""
+    for low in _REMOVED & first.keys():
+        value = result.pop(first[low][0])
+        if low == "connection":
+            options = value
+    for low in drop:
+        if low in first:
+            del result[first[low][0]]
+    if options:
+        for option in options.split(","):
+            named = first.get(option.strip().lower())
+            if named is not None:
+                result.pop(named[0], None)
+    if "via" in first:
+        known = first["via"][0]
+        if known in result:
+            result[known] = f"{result[known]}, {via}"
+            return result
+    result["Via"] = via
+    return result
+
+
+def _joined(headers: Iterable[tuple[str, str]], first: Mapping[str, tuple[str, str]]) -> dict[str, str]:
+    """All fields under the first spelling of their names, repeated ones joined."""
     result: dict[str, str] = {}
-    named: list[str] = []
-    spelled: dict[str, str] = {}
     for name, value in headers:
         low = name.lower()
-        if low in _REMOVED or low in drop:
-            if low == "connection":
-                named.extend(option.strip().lower() for option in value.split(","))
-            continue
-        known = spelled.setdefault(low, name)
+        known = first[low][0]
         if known in result:
             result[known] = f"{result[known]}{'; ' if low == 'cookie' else ', '}{value}"
         else:
             result[known] = value
-    for option in named:
-        if option in spelled:
-            result.pop(spelled[option], None)
-    known = spelled.get("via", "Via")
-    result[known] = f"{result[known]}, {via}" if known in result else via
     return result
 
 
@@ -248,26 +268,27 @@ def joined_headers(headers: Iterable[tuple[str, str]]) -> dict[str, Any]:
     becomes an array.
     """
     result: dict[str, Any] = {}
-    named: list[str] = []
     spelled: dict[str, str] = {}
     for name, value in headers:
         low = name.lower()
-        if low in _REMOVED:
-            if low == "connection":
-                named.extend(option.strip().lower() for option in value.split(","))
-            continue
-        known = spelled.setdefault(low, name)
-        if known not in result:
-            result[known] = value
-        elif low != "set-cookie":
-            result[known] = f"{result[known]}, {value}"
-        elif isinstance(result[known], list):
-            result[known].append(value)
+        if low in spelled:
+            known = spelled[low]
+            if low != "set-cookie":
+                result[known] = f"{result[known]}, {value}"
+            elif isinstance(result[known], list):
+                result[known].append(value)
+            else:
+                result[known] = [result[known], value]
         else:
-            result[known] = [result[known], value]
-    for option in named:
-        if option in spelled:
-            result.pop(spelled[option], None)
+            spelled[low] = name
+            result[name] = value
+    for low in _REMOVED & spelled.keys():
+        options = result.pop(spelled[low])
+        if low == "connection":
+            for option in options.split(","):
+                named = spelled.get(option.strip().lower())
+                if named is not None:
+                    result.pop(named, None)
     return result
 
 
@@ -278,25 +299,33 @@ def listed_headers(headers: dict[str, Any] | None) -> list[tuple[str, str]]:
     """
     result: list[tuple[str, str]] = []
     for name, value in (headers or {}).items():
-        if name.lower() in _REMOVED:
+        if not _passes(name):
             continue
-        if not _is_token(name):
-            raise ProtocolError("A header name in the response is not an HTTP token.")
-        if type(value) is str:
-            values: tuple[str, ...] = (value,)
-        elif isinstance(value, list):
-            values = tuple(str(item) for item in value)
-        else:
-            values = ("",) if value is None else (str(value),)
-        for text in values:
-            if not text.isprintable() and any(c in text for c in "\r\n\0"):
-                raise ProtocolError("A header value in the response has a control character in it.")
-            result.append((name, text))
+        if type(value) is not str:
+            if isinstance(value, list):
+                for item in value:
+                    result.append((name, _field_value(str(item))))
+                continue
+            value = "" if value is None else str(value)
+        result.append((name, value if value.isprintable() else _field_value(value)))
     return result
 
 
+def _field_value(text: str) -> str:
+    if any(c in text for c in "\r\n\0"):
+        raise ProtocolError("A header value in the response has a control character in it.")
+    return text
+
+
+@lru_cache(1024)
+def _passes(name: str) -> bool:
+    """Whether a field of a response goes on to the sender.
+
+    :raises ProtocolError: it is no field name.
+    """
+    if not name or not _TOKEN.issuperset(name):
+        raise ProtocolError("A header name in the response is not an HTTP token.")
+    return name.lower() not in _REMOVED
+
+
 _TOKEN = frozenset("!#$%&'*+-.^_`|~0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz")
-
-
-def _is_token(name: str) -> bool:
-    return bool(name) and _TOKEN.issuperset(name)

@@ -70,17 +70,15 @@ class HttpFace:
             drop = _NOTHING
             lower = exchange.lower
             token = query_token
-            header_token = lower.get("servicebusauthorization")
-            if header_token is not None:
+            if "servicebusauthorization" in lower:
                 drop = _RELAY_HEADER
                 if token is None:
-                    token = header_token
+                    token = lower["servicebusauthorization"][1]
             if relay.requires_client_authorization:
-                if token is None:
-                    token = lower.get("authorization")
-                    if token is not None:
-                        drop = _BOTH_HEADERS
-                self._authorizer.authorize(token, relay.segments, segments, Right.SEND)
+                if token is None and "authorization" in lower:
+                    token = lower["authorization"][1]
+                    drop = _BOTH_HEADERS
+                self._authorizer.authorize(token, relay.path, segments, Right.SEND)
             link = relay.choose(self._pending)
         except NoListenerError:
             refuse(exchange, self._no_listener(), relay.path if relay else "")

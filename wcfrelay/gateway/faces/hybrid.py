@@ -21,7 +21,7 @@ from wcfrelay.errors import (
 )
 from wcfrelay.gateway.authorize import Authorizer
 from wcfrelay.gateway.faces.http import refuse
-from wcfrelay.gateway.hybridlink import HybridLink, LinkServices, RendezvousSocket
+from wcfrelay.gateway.hybridlink import HybridCall, HybridLink, LinkServices, RendezvousSocket
 from wcfrelay.gateway.metrics import Recorder
 from wcfrelay.gateway.relays import Relay, Relays
 from wcfrelay.net.exchange import Responder
@@ -112,8 +112,11 @@ class HybridFace:
                 "Endpoint does not exist. Relays of this gateway are named in its configuration, and this one is not."
             )
         lower = exchange.lower
-        token = target.token or lower.get("servicebusauthorization") or lower.get("authorization")
-        grant = self._authorizer.authorize(token, segments, segments, Right.LISTEN)
+        token = target.token
+        for name in ("servicebusauthorization", "authorization"):
+            if not token and name in lower:
+                token = lower[name][1]
+        grant = self._authorizer.authorize(token, path, segments, Right.LISTEN)
         if relay is None and len(self._relays) >= settings.relays:
             raise ForbiddenError("The gateway has reached its number of relays.")
         responder = _Handshaking()
@@ -198,9 +201,9 @@ class HybridFace:
     def _command(self, link: HybridLink, command: Command) -> None:
         if command.renewToken is None:
             return  # a command of a later day
-        segments = link.relay.segments
+        relay = link.relay
         try:
-            grant = self._authorizer.authorize(command.renewToken.token, segments, segments, Right.LISTEN)
+            grant = self._authorizer.authorize(command.renewToken.token, relay.path, relay.segments, Right.LISTEN)
         except RelayError as error:
             log.warn("A renewed token was refused: {error}", error=error.message, listener=link.id)
             return
@@ -209,7 +212,7 @@ class HybridFace:
     # -- rendezvous
 
     def _rendezvous(self, exchange: ServerExchange, target: HybridTarget) -> None:
-        call = self._services.rendezvous.take(target.id)
+        call = self._services.rendezvous.take(target.id) or self._offered(target)
         if call is None:
             raise ForbiddenError("The rendezvous address is not known here, was used already, or has expired.")
         try:
@@ -223,6 +226,14 @@ class HybridFace:
         exchange.begin(_Handshaking())
         self._switch(exchange, websocket, headers)
         call.joined(socket)
+
+    def _offered(self, target: HybridTarget) -> HybridCall | None:
+        """The call in work under this id, whose listener may open a rendezvous for its answer."""
+        relay = self._relays.get(path_segments(target.path))
+        for link in relay.listeners if relay is not None else ():
+            if isinstance(link, HybridLink) and (call := link.calls.get(target.id)) is not None and call.sent:
+                return call
+        return None
 
     # -- both
 
@@ -273,4 +284,4 @@ class _Handshaking(Responder):
 def _first_protocol(exchange: ServerExchange) -> str | None:
     """Listeners offer no sub-protocol of meaning; one that is offered is accepted, or some stacks give up."""
     offered = exchange.lower.get("sec-websocket-protocol")
-    return offered.split(",")[0].strip() if offered else None
+    return offered[1].split(",")[0].strip() if offered else None

@@ -17,82 +17,56 @@ __all__ = ["ServerExchange"]
 _HELD_BODY = 64 * 1024
 """Request body bytes kept for a responder that has not begun or has paused, before reading stops."""
 
-_STATUS_LINES = {s.value: f"HTTP/1.1 {s.value} {s.phrase}\r\n".encode() for s in HTTPStatus}
+_STATUS_LINES = {
+    (s.value, reason): f"HTTP/1.1 {s.value} {s.phrase}\r\n" for s in HTTPStatus for reason in ("", s.phrase)
+}
 
 
 class ServerExchange:
     """An :class:`~wcfrelay.net.exchange.Exchange` carried by an HTTP/1.1 connection."""
 
-    __slots__ = (
-        "_answer_chunked",
-        "_answer_left",
-        "_answer_silent",
-        "_body_over",
-        "_connection",
-        "_continue",
-        "_finished",
-        "_held",
-        "_held_bytes",
-        "_paused",
-        "_responder",
-        "_started",
-        "_told_end",
-        "done",
-        "head_bytes",
-        "headers",
-        "host",
-        "http_1_0",
-        "keep_alive",
-        "length",
-        "lower",
-        "method",
-        "note",
-        "origin",
-        "received",
-        "sent",
-        "started_at",
-        "status",
-        "target",
-        "tracking_id",
-        "upgrade",
-    )
+    # Most attributes keep their defaults in the life of an exchange: as class attributes they cost nothing to make.
+    status = 0
+    """Status of the answer; 0 while there is none."""
+    received = 0
+    """Body bytes of the request so far."""
+    sent = 0
+    """Body bytes of the answer so far."""
+    length: int | None = 0
+    host = ""
+    origin = ""
+    tracking_id = ""
+    head_bytes = 0
+    """Bytes of all field names and values."""
+    started_at = 0.0
+    """When the first byte came, by the reactor's clock."""
+    http_1_0 = False
+    keep_alive = True
+    upgrade = False
+    expects_continue = False
+    done: Callable[[ServerExchange], None] | None = None
+    """Called once, when the exchange has ended, however it did."""
+    note: Any = None
+    """A place for whoever takes exchanges to keep what ``done`` needs."""
+    _responder: Responder | None = None
+    _held_bytes = 0
+    _body_over = False
+    _paused = False
+    _told_end = False
+    _started = False
+    _finished = False
+    _answer_chunked = False
+    _answer_silent = False
+    _answer_left: int | None = None
 
     def __init__(self, connection: HttpConnection, method: str, target: str) -> None:
         self._connection = connection
         self.method = method
         self.target = target
         self.headers: list[tuple[str, str]] = []
-        self.lower: dict[str, str] = {}
-        """First value of each field by lower-case name."""
-        self.head_bytes = 0
-        """Bytes of all field names and values."""
-        self.host = ""
-        self.origin = ""
-        self.length: int | None = 0
-        self.tracking_id = ""
-        self.http_1_0 = False
-        self.keep_alive = True
-        self.upgrade = False
-        self.started_at = 0.0
-        self.status = 0
-        self.received = 0
-        self.sent = 0
-        self.done: Callable[[ServerExchange], None] | None = None
-        """Called once, when the exchange has ended, however it did."""
-        self.note: Any = None
-        """A place for whoever takes exchanges to keep what ``done`` needs."""
-        self._continue = False
-        self._responder: Responder | None = None
+        self.lower: dict[str, tuple[str, str]] = {}
+        """The first field of each name, by lower-case name."""
         self._held: list[bytes] = []
-        self._held_bytes = 0
-        self._body_over = False
-        self._paused = False
-        self._told_end = False
-        self._started = False
-        self._finished = False
-        self._answer_chunked = False
-        self._answer_silent = False
-        self._answer_left: int | None = None
 
     # -- request side
 
@@ -114,10 +88,11 @@ class ServerExchange:
         self._responder = responder
         if self._finished:
             return
-        if self._continue and not self._body_over and not self._held:
+        if self.expects_continue and not self._body_over and not self._held:
             self._connection.write(b"HTTP/1.1 100 Continue\r\n\r\n")
-        self._continue = False
-        self._deliver()
+        self.expects_continue = False
+        if self._held or self._body_over:
+            self._deliver()
 
     def pause(self) -> None:
         self._paused = True
@@ -251,37 +226,31 @@ class ServerExchange:
     ) -> bytes:
         self._started = True
         self.status = status
-        line = _STATUS_LINES.get(status)
-        if line is None or reason:
-            line = f"HTTP/1.1 {status} {reason}\r\n".encode("latin-1", "replace")
-        parts = [line]
-        dated = False
-        for name, value in headers:
-            parts.append(f"{name}: {value}\r\n".encode("latin-1", "replace"))
-            if name == "Date" or name == "date":
-                dated = True
-        if not dated:
-            parts.append(self._connection.front.date())
+        connection = self._connection
+        line = _STATUS_LINES.get((status, reason)) or f"HTTP/1.1 {status} {reason}\r\n"
+        head = line + "".join([f"{name}: {value}\r\n" for name, value in headers])
+        if "\nDate: " not in head and "\ndate: " not in head:
+            head += connection.front.date()
         if length is not None:
             if status != 204 and (status != 304 or length):
-                parts.append(b"Content-Length: %d\r\n" % length)
+                head += f"Content-Length: {length}\r\n"
         elif not silent and not self.http_1_0:
-            parts.append(b"Transfer-Encoding: chunked\r\n")
-        if self._connection.front.draining or not (self._body_over or self._rest_is_short()):
+            head += "Transfer-Encoding: chunked\r\n"
+        if connection.front.draining or not (self._body_over or self._rest_is_short()):
             self.keep_alive = False
         if not self.keep_alive:
-            parts.append(b"Connection: close\r\n")
+            head += "Connection: close\r\n"
         elif self.http_1_0:
-            parts.append(b"Connection: keep-alive\r\n")
-        parts.append(b"\r\n")
-        return b"".join(parts)
+            head += "Connection: keep-alive\r\n"
+        return (head + "\r\n").encode("latin-1", "replace")
 
     def _rest_is_short(self) -> bool:
         """What is left of the body will come by itself and is quickly dropped, so the connection may stay."""
-        return not self._continue and self.length is not None and self.length - self.received <= _HELD_BODY
+        return not self.expects_continue and self.length is not None and self.length - self.received <= _HELD_BODY
 
     def _finish(self) -> None:
         self._finished = True
+        self._responder = None  # it refers back to the exchange; without the cycle both go at once
         self._held.clear()
         self._over()
         self._connection.exchange_finished(self)

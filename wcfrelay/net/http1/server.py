@@ -37,6 +37,7 @@ __all__ = ["HttpFront", "ServerExchange", "ServerLimits"]
 _DISCARDED_BODY = 1024 * 1024
 """Bytes read and dropped after an early answer, so that the sender sees the answer and not a reset."""
 
+_REMEMBERED = 1024
 _HOST = re.compile(r"[A-Za-z0-9._~-]{1,255}(:[0-9]{1,5})?|\[[0-9A-Fa-f:.]{2,45}\](:[0-9]{1,5})?")
 
 _IDLE, _HEAD, _OPEN, _CLOSED = range(4)
@@ -87,8 +88,11 @@ class HttpFront:
         self.scheme = scheme
         self.connections: set[HttpConnection] = set()
         self.draining = False
-        self._names: dict[bytes, tuple[str, str]] = {}
-        self._date = (0, b"")
+        self.names: dict[bytes, tuple[str, str]] = {}
+        """Field names as text and in lower case, remembered because few names make up nearly all fields."""
+        self.origins: dict[str, str] = {}
+        """``scheme://host`` by the Host fields seen, all valid."""
+        self._date = (0, "")
 
     def make(self) -> HttpConnection:
         """A core for a new connection (for :meth:`Network.listen`)."""
@@ -106,21 +110,28 @@ class HttpFront:
         for connection in list(self.connections):
             connection.abort()
 
-    def date(self) -> bytes:
+    def date(self) -> str:
         """The ``Date`` field of this second."""
         now = int(time.time())
         if self._date[0] != now:
-            self._date = (now, f"Date: {formatdate(now, usegmt=True)}\r\n".encode())
+            self._date = (now, f"Date: {formatdate(now, usegmt=True)}\r\n")
         return self._date[1]
 
     def spelling(self, name: bytes) -> tuple[str, str]:
-        """A field name as text and in lower case, remembered because few names make up nearly all fields."""
-        found = self._names.get(name)
-        if found is None:
-            text = name.decode("latin-1")
-            found = (text, text.lower())
-            if len(self._names) < 1024:
-                self._names[name] = found
+        """A field name as text and in lower case, for :attr:`names`."""
+        text = name.decode("latin-1")
+        found = (text, text.lower())
+        if len(self.names) < _REMEMBERED:
+            self.names[name] = found
+        return found
+
+    def origin(self, host: str) -> str:
+        """The origin for a Host field, for :attr:`origins`."""
+        if not _HOST.fullmatch(host):
+            raise _Refused(400, "the Host header is malformed")
+        found = f"{self.scheme}://{host}"
+        if len(self.origins) < _REMEMBERED:
+            self.origins[host] = found
         return found
 
 
@@ -132,9 +143,8 @@ class HttpConnection:
         "_closing",
         "_current",
         "_discarded",
-        "_expect",
+        "_fields",
         "_head_fed",
-        "_header_bytes",
         "_leftover",
         "_parser",
         "_parsing",
@@ -169,8 +179,7 @@ class HttpConnection:
         self._waiting: deque[ServerExchange] = deque()
         self._target = b""
         self._head_fed = 0
-        self._header_bytes = 0
-        self._expect = False
+        self._fields: list[tuple[bytes, bytes]] = []
         self._leftover = b""
         self._discarded = 0
         self._answer_blocked = False
@@ -272,7 +281,7 @@ class HttpConnection:
     def on_message_begin(self) -> None:
         self._phase = _HEAD
         self._target = b""
-        self._header_bytes = 0
+        self._fields = []
         if self._resumed is None:
             self._parsing = ServerExchange(self, "", "")
 
@@ -280,16 +289,7 @@ class HttpConnection:
         exchange = self._parsing
         if exchange is None or exchange.method:
             return  # a trailer field: dropped
-        self._header_bytes += len(name) + len(value)
-        text, low = self.front.spelling(name)
-        field = value.decode("latin-1")
-        headers, lower = exchange.headers, exchange.lower
-        headers.append((text, field))
-        if low in lower:
-            if low == "host":
-                raise _Refused(400, "more than one Host")
-        else:
-            lower[low] = field
+        self._fields.append((name, value))
 
     def on_headers_complete(self) -> None:
         exchange = self._parsing
@@ -298,32 +298,40 @@ class HttpConnection:
             self._resumed = None
             self._phase = _OPEN
             return
-        front, parser, lower = self.front, self._parser, exchange.lower
-        limits = front.limits
-        if len(exchange.headers) > limits.header_count or self._header_bytes > limits.header_bytes:
+        front, parser = self.front, self._parser
+        limits, names = front.limits, front.names
+        headers, lower = exchange.headers, exchange.lower
+        size = 0
+        for name, value in self._fields:
+            size += len(name) + len(value)
+            text, low = names.get(name) or front.spelling(name)
+            field = (text, value.decode("latin-1"))
+            headers.append(field)
+            if low not in lower:
+                lower[low] = field
+            elif low == "host":
+                raise _Refused(400, "more than one Host")
+        if len(headers) > limits.header_count or size > limits.header_bytes:
             raise _Refused(431, "too many header fields")
+        exchange.head_bytes = size
         version = parser.get_http_version()
-        host = lower.get("host")
+        host_field = lower.get("host")
         if version == "1.1":
-            if host is None:
+            if host_field is None:
                 raise _Refused(400, "a Host header is required")
         elif version == "1.0":
             exchange.http_1_0 = True
         else:
             raise _Refused(505, "only HTTP/1.0 and HTTP/1.1 are spoken here")
-        if host:
-            if not _HOST.fullmatch(host):
-                raise _Refused(400, "the Host header is malformed")
-            exchange.host = host
-            exchange.origin = f"{front.scheme}://{host}"
-        coding = lower.get("transfer-encoding")
-        if coding is not None:
-            if exchange.http_1_0 or coding.strip().lower() != "chunked":
+        if host_field is not None and host_field[1]:
+            exchange.host = host = host_field[1]
+            exchange.origin = front.origins.get(host) or front.origin(host)
+        if "transfer-encoding" in lower:
+            if exchange.http_1_0 or lower["transfer-encoding"][1].strip().lower() != "chunked":
                 raise _Refused(501 if not exchange.http_1_0 else 400, "the only transfer coding is chunked")
             exchange.length = None
-        else:
-            length = lower.get("content-length")
-            exchange.length = int(length) if length is not None else 0
+        elif "content-length" in lower:
+            exchange.length = int(lower["content-length"][1])
         target = self._target.decode("ascii")
         if target[:1] != "/":
             target = _origin_form(target)
@@ -331,9 +339,9 @@ class HttpConnection:
         exchange.method = parser.get_method().decode("ascii")
         exchange.keep_alive = parser.should_keep_alive() and not self._closing
         exchange.upgrade = "upgrade" in lower and parser.should_upgrade()
-        exchange._continue = exchange.length != 0 and lower.get("expect", "").lower() == "100-continue"
+        if "expect" in lower:
+            exchange.expects_continue = exchange.length != 0 and lower["expect"][1].lower() == "100-continue"
         exchange.started_at = self._since
-        exchange.head_bytes = self._header_bytes
         self._phase = _OPEN
         self._resumable = exchange.upgrade
         if self._current is None:
@@ -454,7 +462,7 @@ class HttpConnection:
             self._resumable = False
             self._parser.feed_data(f"POST / HTTP/1.1\r\nHost: x\r\n{framing}\r\n\r\n".encode())
             self.data_received(rest)
-        elif current is not None and current.method == "GET" and current.lower["upgrade"].lower() == "websocket":
+        elif current is not None and current.method == "GET" and current.lower["upgrade"][1].lower() == "websocket":
             self._leftover = rest
             self._reading = False
             self.transport.pause_reading()
