@@ -22,7 +22,7 @@ from twisted.internet.defer import Deferred
 from wcfrelay.errors import ConfigError, ListenerGoneError
 from wcfrelay.listener import forward
 from wcfrelay.listener.forward import ForwardDispatcher
-from wcfrelay.net.exchange import Responder, header
+from wcfrelay.net.exchange import Headers, Responder, header
 from wcfrelay.net.network import Network
 from wcfrelay.net.timers import Timers
 from wcfrelay.net.tls import ClientTls, ServerTls, development_certificate
@@ -44,7 +44,8 @@ class Call:
         origin: str = ORIGIN,
         deliver: bool = True,
     ) -> None:
-        self.method, self.target, self.headers, self.origin = method, target, headers or [], origin
+        self.method, self.target, self.origin = method, target, origin
+        self.headers: Headers = headers or []
         self.length = len(body) if length == -1 else length
         self.tracking_id = "tid"
         self.responder: Responder | None = None
@@ -677,32 +678,33 @@ async def test_cut(answer: bytes, cut: bool) -> None:
 
 @pytest.mark.parametrize("begun", [True, False])
 async def test_cancel_closes_the_connection_to_the_service(begun: bool) -> None:
-    ended = threading.Event()
+    arrived, ended = threading.Event(), threading.Event()
 
     def serve(connection: socket.socket) -> None:
         connection.recv(65536)
         if begun:
             connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 100000\r\n\r\nhalf")
+        arrived.set()
         with suppress(ConnectionResetError):
-            assert connection.recv(1) == b""
+            connection.recv(1)
         ended.set()
+
+    async def until(happened: Callable[[], object]) -> None:
+        for _ in range(500):
+            if happened():
+                return
+            await Network(reactor).sleep(0.01)
+        raise AssertionError("it did not happen")
 
     with raw_service(serve) as there:
         async with forwarding(f"http://{there}") as dispatcher:
             call = Call()
             dispatcher.dispatch(call)
-            network = Network(reactor)
-            for _ in range(200):
-                await network.sleep(0.01)
-                if call.how or not begun:
-                    break
-            assert call.responder is not None
+            await until(lambda: arrived.is_set() and (call.how or not begun))
+            assert call.responder is not None and not ended.is_set()
             call.responder.cancelled(ListenerGoneError())
-            for _ in range(200):
-                if ended.is_set():
-                    break
-                await network.sleep(0.01)
-            assert ended.is_set() and not call.aborted
+            await until(ended.is_set)
+            assert not call.aborted
 
 
 async def test_cancelled_before_the_body_had_come() -> None:

@@ -16,7 +16,8 @@ from twisted.internet.defer import Deferred, ensureDeferred
 from twisted.internet.task import Clock
 
 from wcfrelay.errors import BadRequestError, ConfigError, GatewayUnreachableError, ServerBusyError
-from wcfrelay.net.http1.client import HttpClientError, HttpPool, HttpTimeoutError
+from wcfrelay.net.http1.client import ClientRequest, HttpClientError, HttpTimeoutError
+from wcfrelay.net.http1.pool import HttpPool
 from wcfrelay.net.network import Network
 from wcfrelay.net.timers import Timers
 
@@ -105,6 +106,8 @@ class Net:
 class Answer:
     """A receiver that writes down what it is told."""
 
+    request: ClientRequest
+
     def __init__(self) -> None:
         self.calls: list[str] = []
         self.status = 0
@@ -146,7 +149,7 @@ class Bench:
         answer = Answer()
         options.setdefault("length", None)
         headers = options.pop("headers", [("Host", "svc.example")])
-        answer.request = self.pool.request(method, target, headers, answer, body=body, **options)  # type: ignore[attr-defined]
+        answer.request = self.pool.request(method, target, headers, answer, body=body, **options)
         return answer
 
     def pass_time(self, seconds: float) -> None:
@@ -868,9 +871,9 @@ def socket_server(serve: Callable[[socket.socket], None]) -> Iterator[int]:
             connection, _ = listening.accept()
             with connection:
                 connection.settimeout(5)
-                if connection.recv(1, socket.MSG_PEEK) == b"!":
-                    return
                 with suppress(OSError):  # the client may end it in any way
+                    if connection.recv(1, socket.MSG_PEEK) == b"!":
+                        return
                     serve(connection)
 
     thread = threading.Thread(target=run)
@@ -908,7 +911,7 @@ async def test_streaming_to_a_standard_server() -> None:
         for length in (6, None):
             done: Deferred[None] = Deferred()
             answer = Answer()
-            answer.response_ended = lambda done=done: done.callback(None)  # type: ignore[misc]
+            answer.response_ended = lambda done=done: done.callback(None)  # type: ignore[method-assign, misc]
             request = pool.request("POST", "/", [("Host", "x")], answer, body=None, length=length)
             request.write(b"abc")
             request.write(b"def")

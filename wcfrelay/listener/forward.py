@@ -29,7 +29,8 @@ from wcfrelay.address import path_segments, quote_path, relay_path, strip_segmen
 from wcfrelay.contracts.rewrite import AddressMap, rewrite_document
 from wcfrelay.errors import BadRequestError, ConfigError, ListenerTimeoutError, RelayError, ServiceUnreachableError
 from wcfrelay.net.exchange import Exchange, header
-from wcfrelay.net.http1.client import ClientRequest, HttpClientError, HttpPool, HttpTimeoutError
+from wcfrelay.net.http1.client import ClientRequest, HttpClientError, HttpTimeoutError
+from wcfrelay.net.http1.pool import HttpPool
 from wcfrelay.net.network import Network
 from wcfrelay.net.timers import Timers
 from wcfrelay.net.tls import ClientTls

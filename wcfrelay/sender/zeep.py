@@ -44,7 +44,8 @@ from zeep.wsdl.utils import etree_to_string
 from wcfrelay import __version__
 from wcfrelay.address import quote_path
 from wcfrelay.errors import PayloadTooLargeError, RelayError
-from wcfrelay.net.http1.client import HttpClientError, HttpPool, HttpTimeoutError
+from wcfrelay.net.http1.client import HttpClientError, HttpTimeoutError
+from wcfrelay.net.http1.pool import HttpPool
 from wcfrelay.net.network import Network
 from wcfrelay.net.timers import Timers
 from wcfrelay.net.tls import ClientTls

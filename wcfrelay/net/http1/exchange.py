@@ -250,12 +250,12 @@ class ServerExchange:
 
     def _finish(self) -> None:
         self._finished = True
-        self._responder = None  # it refers back to the exchange; without the cycle both go at once
         self._held.clear()
         self._over()
         self._connection.exchange_finished(self)
 
     def _over(self) -> None:
+        self._responder = None  # it refers back to the exchange; without the cycle both go at once
         done, self.done = self.done, None
         if done is not None:
             done(self)

@@ -38,6 +38,8 @@ _DISCARDED_BODY = 1024 * 1024
 """Bytes read and dropped after an early answer, so that the sender sees the answer and not a reset."""
 
 _REMEMBERED = 1024
+_REMEMBERED_LENGTH = 64
+"""Field names remembered, and characters of one."""
 _HOST = re.compile(r"[A-Za-z0-9._~-]{1,255}(:[0-9]{1,5})?|\[[0-9A-Fa-f:.]{2,45}\](:[0-9]{1,5})?")
 
 _IDLE, _HEAD, _OPEN, _CLOSED = range(4)
@@ -121,7 +123,7 @@ class HttpFront:
         """A field name as text and in lower case, for :attr:`names`."""
         text = name.decode("latin-1")
         found = (text, text.lower())
-        if len(self.names) < _REMEMBERED:
+        if len(self.names) < _REMEMBERED and len(name) <= _REMEMBERED_LENGTH:
             self.names[name] = found
         return found
 
