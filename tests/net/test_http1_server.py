@@ -209,9 +209,44 @@ def test_an_early_answer_does_not_read_for_ever() -> None:
     server = Server()
     server.feed(b"PUT / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n")
     server.answer(status=413)
-    for _ in range(20):
-        server.feed(b"10000\r\n" + b"x" * 65536 + b"\r\n")
+    piece = b"100000\r\n" + b"x" * 1024 * 1024 + b"\r\n"
+    for _ in range(64):
+        server.feed(piece)
+    assert not server.transport.closed
+    server.feed(piece)
     assert server.transport.closed
+
+
+def test_an_early_answer_does_not_read_a_trickle_for_ever() -> None:
+    server = Server(body_idle=2.0, request_head=2.0)
+    server.feed(b"PUT / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n")
+    server.answer(status=413)
+    for _ in range(5):
+        server.feed(b"1\r\nx\r\n")
+        advance(server, 1.0)
+    assert server.transport.aborted
+
+
+def test_a_body_that_waits_for_100_continue_is_not_waited_for() -> None:
+    server = Server()
+    server.feed(b"PUT / HTTP/1.1\r\nHost: a\r\nContent-Length: 3\r\nExpect: 100-continue\r\n\r\n")
+    responder = server.responders[0]
+    assert responder.exchange is server.exchanges[0]  # begun: the 100 was sent, so its body is on its way
+    server.answer(status=401)
+    assert not server.transport.closed
+    server = Server(begin=False)
+    server.feed(b"PUT / HTTP/1.1\r\nHost: a\r\nContent-Length: 3\r\nExpect: 100-continue\r\n\r\n")
+    server.answer(status=401)
+    assert server.transport.closed
+
+
+def test_a_responder_that_comes_after_the_sender_left_is_told_at_once() -> None:
+    server = Server(begin=False)
+    server.feed(POST)
+    server.connection.connection_lost(None)
+    responder = Recording(server.exchanges[0])
+    server.exchanges[0].begin(responder)
+    assert isinstance(responder.error, ConnectionResetError) and not responder.body
 
 
 REFUSED = {

@@ -225,6 +225,7 @@ class HybridFace:
         websocket.app = socket
         exchange.begin(_Handshaking())
         self._switch(exchange, websocket, headers)
+        websocket.keep_alive(self._settings.ping_interval, self._settings.ping_timeout)
         call.joined(socket)
 
     def _offered(self, target: HybridTarget) -> HybridCall | None:

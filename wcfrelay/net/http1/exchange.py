@@ -53,6 +53,8 @@ class ServerExchange:
     _body_over = False
     _paused = False
     _told_end = False
+    _gone: Exception | None = None
+    """Why nobody waits for an answer, where that was before there was a responder."""
     _started = False
     _finished = False
     _answer_chunked = False
@@ -85,9 +87,12 @@ class ServerExchange:
         return self._body_over
 
     def begin(self, responder: Responder) -> None:
-        self._responder = responder
+        if self._gone is not None:
+            responder.cancelled(self._gone)
+            return
         if self._finished:
             return
+        self._responder = responder
         if self.expects_continue and not self._body_over and not self._held:
             self._connection.write(b"HTTP/1.1 100 Continue\r\n\r\n")
         self.expects_continue = False
@@ -211,6 +216,8 @@ class ServerExchange:
         self._held.clear()
         if self._responder is not None:
             self._responder.cancelled(error)
+        else:
+            self._gone = error
         self._over()
 
     def pause_answer(self) -> None:

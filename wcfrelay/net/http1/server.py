@@ -34,8 +34,9 @@ from wcfrelay.net.timers import Deadline, Timers
 
 __all__ = ["HttpFront", "ServerExchange", "ServerLimits"]
 
-_DISCARDED_BODY = 1024 * 1024
-"""Bytes read and dropped after an early answer, so that the sender sees the answer and not a reset."""
+_DISCARDED_BODY = 64 * 1024 * 1024
+"""Bytes read and dropped after an early answer, within the deadline of a silent body: senders that write everything
+before they read would otherwise see a reset and not the answer."""
 
 _REMEMBERED = 1024
 _REMEMBERED_LENGTH = 64
@@ -213,7 +214,8 @@ class HttpConnection:
         phase = self._phase
         if phase == _CLOSED:
             return
-        if phase != _HEAD:  # the deadline of a head is for all of it, not for each byte
+        # The deadlines of a head, and of a body that is dropped, are for all of it, not for each byte.
+        if phase != _HEAD and (self._current is not None or self._parsing is None):
             self._since = self.front.network.seconds()
             if phase == _IDLE:
                 self._phase = _HEAD
@@ -396,8 +398,11 @@ class HttpConnection:
         self._current = None
         if exchange.body_at_hand:
             self._after_answer(exchange)
+        elif exchange.expects_continue:
+            self.close()  # the body was never asked for
         else:
             self._discarded = 0
+            self._since = self.front.network.seconds()
             self.flow()
 
     def hand_over(self, head: bytes) -> tuple[Transport, bytes]:
