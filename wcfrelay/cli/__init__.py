@@ -1,7 +1,8 @@
 """The command line. The only room that touches the process: reactor, signals, standard streams, exit codes.
 
 Exit codes: 0 done; 1 an unexpected error; 2 wrong usage or configuration; 3 the relay refused (token, right, path,
-malformed request); 4 nobody answered now and the same call may succeed later; 5 the service answered with a fault.
+malformed request); 4 nobody answered now and the same call may succeed later; 5 the service answered with a fault, or
+with something that is no SOAP.
 """
 
 from __future__ import annotations

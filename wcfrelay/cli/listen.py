@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -9,10 +10,9 @@ from typing import Any
 
 import click
 
-from wcfrelay.address import relay_path
-from wcfrelay.cli.options import connection_options, connection_string, log_options, trust
-from wcfrelay.cli.run import report, run
-from wcfrelay.errors import ConfigError, RelayError
+from wcfrelay.cli.options import connection_options, log_options, path_from
+from wcfrelay.cli.run import report, run, tune_collector
+from wcfrelay.errors import ConfigError
 from wcfrelay.net.tls import ClientTls
 
 __all__ = ["expose", "host"]
@@ -60,7 +60,9 @@ def expose(
     log_format: str | None,
     verbose: bool,
 ) -> None:
-    """Put the HTTP service at URL behind a relay, without touching the service.
+    """Put an HTTP service behind a relay.
+
+    The service at URL stays as it is and needs to know of nothing.
 
     \b
     wcfrelay expose http://127.0.0.1:8000/Orders.svc --relay orders
@@ -104,7 +106,9 @@ def host(
     log_format: str | None,
     verbose: bool,
 ) -> None:
-    """Host a spyne application behind a relay, in this process.
+    """Host a spyne application behind a relay.
+
+    It runs in this process, without an HTTP server. Modules are looked for in the current folder too.
 
     \b
     wcfrelay host calculator:application --relay calculator
@@ -131,10 +135,12 @@ def _listen(
     log_format: str | None,
     verbose: bool,
 ) -> None:
+    from wcfrelay.sender.connection import connection_from
+
     try:
-        path = relay_path(path)
-        connection = connection_string(text, file)
-    except (ConfigError, RelayError) as error:
+        path = path_from(path)
+        connection = connection_from(text, os.environ, file=file)
+    except ConfigError as error:
         sys.exit(report(error))
 
     async def work(reactor: Any, stopping: Any) -> int:
@@ -148,7 +154,12 @@ def _listen(
         start_logging(sys.stderr, log_format or "text", "debug" if verbose else "info")  # type: ignore[arg-type]
         dispatcher = make(reactor, Network(reactor), Timers(reactor))
         listener = RelayListener(
-            connection, path, dispatcher, reactor=reactor, tls=trust(ca_file), response_timeout=response_timeout
+            connection,
+            path,
+            dispatcher,
+            reactor=reactor,
+            tls=None if ca_file is None else ClientTls(ca_file=ca_file),
+            response_timeout=response_timeout,
         )
 
         def told(status: Status, error: Exception | None) -> None:
@@ -160,6 +171,7 @@ def _listen(
         stopping.addCallback(lambda _: opening.cancel())
         try:
             await opening
+            tune_collector()
             stopped: Deferred[None] = Deferred()
             stopping.addCallback(lambda _: None if stopped.called else stopped.callback(None))
             gone = Deferred.fromCoroutine(listener.wait_closed())

@@ -1,45 +1,44 @@
-"""Options that several commands share, and what they stand for."""
+"""Options and arguments that several commands share."""
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
 import click
 
-from wcfrelay.address import ConnectionString
-from wcfrelay.errors import ConfigError
-from wcfrelay.net.tls import ClientTls
+from wcfrelay.address import relay_path
+from wcfrelay.errors import BadRequestError, ConfigError
 
-__all__ = ["connection_options", "connection_string", "log_options", "trust"]
+__all__ = ["connection_options", "connection_string_options", "log_options", "path_from"]
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 
 
+def connection_string_options(command: _F) -> _F:
+    """``--connection-string`` and ``--connection-string-file``, for
+    :func:`~wcfrelay.sender.connection.connection_from`."""
+    command = click.option(
+        "--connection-string-file",
+        type=click.Path(path_type=Path, dir_okay=False),
+        help="A file that holds the connection string.",
+    )(command)
+    return click.option(
+        "--connection-string",
+        help="Endpoint=sb://HOST:PORT/;SharedAccessKeyName=…;SharedAccessKey=… [env WCFRELAY_CONNECTION_STRING].",
+    )(command)
+
+
 def connection_options(command: _F) -> _F:
     """``--connection-string``, ``--connection-string-file``, ``--ca-file``."""
-    for option in (
-        click.option(
-            "--ca-file",
-            type=click.Path(path_type=Path, dir_okay=False),
-            envvar="WCFRELAY_CA_FILE",
-            help="PEM file of the CA that signed the gateway's certificate [env WCFRELAY_CA_FILE].",
-        ),
-        click.option(
-            "--connection-string-file",
-            type=click.Path(path_type=Path, dir_okay=False),
-            help="A file that holds the connection string.",
-        ),
-        click.option(
-            "--connection-string",
-            envvar="WCFRELAY_CONNECTION_STRING",
-            help="Endpoint=sb://HOST:PORT/;SharedAccessKeyName=…;SharedAccessKey=… [env WCFRELAY_CONNECTION_STRING].",
-        ),
-    ):
-        command = option(command)
-    return command
+    command = click.option(
+        "--ca-file",
+        type=click.Path(path_type=Path, dir_okay=False),
+        envvar="WCFRELAY_CA_FILE",
+        help="PEM file of the CA that signed the gateway's certificate [env WCFRELAY_CA_FILE].",
+    )(command)
+    return connection_string_options(command)
 
 
 def log_options(command: _F) -> _F:
@@ -50,26 +49,12 @@ def log_options(command: _F) -> _F:
     )(command)
 
 
-def connection_string(text: str | None, file: Path | None) -> ConnectionString:
-    """The connection string that the options or the environment give; the file wins over the environment.
+def path_from(text: str) -> str:
+    """A relay path that an argument names, in canonical form.
 
-    :raises ConfigError: there is none, or it is wrong.
+    :raises ConfigError: it is none.
     """
-    if file is not None:
-        try:
-            text = file.read_text("utf-8").strip()
-        except OSError as error:
-            raise ConfigError(
-                f"The connection string file {os.fspath(file)} cannot be read: {error.strerror}"
-            ) from None
-    if not text:
-        raise ConfigError(
-            "A connection string is needed: give --connection-string or --connection-string-file, or set "
-            "WCFRELAY_CONNECTION_STRING. `wcfrelay serve` shows one when it starts for the first time."
-        )
-    return ConnectionString.parse(text)
-
-
-def trust(ca_file: Path | None) -> ClientTls | None:
-    """How the gateway's certificate is checked; None: by the system's trust store."""
-    return None if ca_file is None else ClientTls(ca_file=ca_file)
+    try:
+        return relay_path(text)
+    except BadRequestError as error:
+        raise ConfigError(error.message) from None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import importlib
 import importlib.util
 import sys
@@ -15,9 +16,19 @@ from twisted.python.failure import Failure
 
 from wcfrelay.errors import ConfigError, RelayError
 
-__all__ = ["REFUSED", "UNEXPECTED", "UNREACHABLE", "USAGE", "install_reactor", "report", "run"]
+__all__ = [
+    "FAULT",
+    "REFUSED",
+    "UNEXPECTED",
+    "UNREACHABLE",
+    "USAGE",
+    "install_reactor",
+    "report",
+    "run",
+    "tune_collector",
+]
 
-UNEXPECTED, USAGE, REFUSED, UNREACHABLE = 1, 2, 3, 4
+UNEXPECTED, USAGE, REFUSED, UNREACHABLE, FAULT = 1, 2, 3, 4, 5
 
 Work = Callable[[Any, "Deferred[None]"], Coroutine[Any, Any, int]]
 
@@ -73,6 +84,14 @@ def _raised(failure: Failure) -> BaseException:
     return failure.value
 
 
+def tune_collector() -> None:
+    """For a process that serves: what start-up made is never looked at again, and calls make no cycles, so the
+    collector need not look often."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(50_000, 20, 50)
+
+
 def report(error: BaseException) -> int:
     """Show an error as a person can use it; the exit code for it."""
     if isinstance(error, ConfigError):
@@ -82,7 +101,8 @@ def report(error: BaseException) -> int:
         click.echo(f"wcfrelay: {error}", err=True)
         return UNREACHABLE if error.transient else REFUSED
     if isinstance(error, OSError):
-        click.echo(f"wcfrelay: {error.strerror or error}", err=True)
+        file = f"{error.filename}: " if error.filename else ""
+        click.echo(f"wcfrelay: {file}{error.strerror or error}", err=True)
         return UNEXPECTED
     traceback.print_exception(error)
     return UNEXPECTED

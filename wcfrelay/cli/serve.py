@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import sys
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,7 @@ from typing import Any
 import click
 
 from wcfrelay.cli.options import log_options
-from wcfrelay.cli.run import report, run
+from wcfrelay.cli.run import report, run, tune_collector
 from wcfrelay.config import load, render
 from wcfrelay.errors import ConfigError
 
@@ -72,8 +71,7 @@ def serve(
         node = GatewayNode(config, reactor, access_log=access_log)
         await node.start()
         _announce(node)
-        gc.collect()
-        gc.freeze()  # what start-up made lives as long as the process: never look at it again
+        tune_collector()
         await stopping
         await node.stop()
         if access_log is not None:

@@ -12,15 +12,13 @@ Source: hybrid-connections.md §4, §7, §8. How a call travels::
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from urllib.parse import quote
 
 from wcfrelay.errors import (
     ListenerGoneError,
     ListenerTimeoutError,
-    PayloadTooLargeError,
     ProtocolError,
     RelayError,
 )
@@ -61,6 +59,8 @@ class LinkServices:
     rendezvous: Rendezvous[HybridCall]
     rendezvous_seconds: float
     pending_limit: int
+    sockets: set[WebSocket] = field(default_factory=set)
+    """All open WebSockets of listeners."""
 
 
 class HybridLink:
@@ -91,12 +91,13 @@ class HybridLink:
         self._address = f"{base}/$hc/{quote(relay.path)}?{rendezvous_query('request')}"
         self._on_command = on_command
         self._on_closed = on_closed
-        self._backlog: deque[HybridCall] = deque()
+        self._backlog: dict[str, HybridCall] = {}
         self._text: list[bytes] = []
         self._size = 0
         self._answering: tuple[HybridCall | None, Response] | None = None
         """The response whose binary message is expected next; its call is None when nobody waits any more."""
         self._binary = False
+        self._over = False
 
     # -- towards the listener
 
@@ -105,7 +106,9 @@ class HybridLink:
         HybridCall(self, exchange, target, drop).start()
 
     def close(self, code: int, reason: str) -> None:
+        """From here on nothing is read from the listener, so nothing more is given to it."""
         self.websocket.close(code, reason)
+        self._leave(code, reason)
 
     def address(self, rendezvous_id: str) -> str:
         """Where the listener may dial for the call with this id."""
@@ -114,20 +117,22 @@ class HybridLink:
     def send(self, call: HybridCall) -> None:
         """Send the call's message now, or when the channel takes messages again."""
         if self.blocked:
-            self._backlog.append(call)
+            self._backlog[call.id] = call
         else:
             call.transmit(self.websocket)
+
+    def forget(self, call: HybridCall) -> None:
+        """The call is over, or has found another way."""
+        self.calls.pop(call.id, None)
+        self._backlog.pop(call.id, None)
 
     # -- what the WebSocket calls
 
     def frame_received(self, opcode: int, data: bytes, fin: bool) -> None:
         if opcode == TEXT:
             self._binary = False
-            if fin:  # nearly always
-                if len(data) > _MESSAGE_LIMIT:
-                    self.websocket.close(1009, "the message is too big")
-                else:
-                    self._command(data)
+            if fin and len(data) <= _MESSAGE_LIMIT:  # nearly always
+                self._command(data)
                 return
         elif opcode == BINARY:
             self._binary = True
@@ -138,7 +143,7 @@ class HybridLink:
         self._size += len(data)
         if self._size > _MESSAGE_LIMIT:
             self._text.clear()
-            self.websocket.close(1009, "the message is too big for the control channel; use the rendezvous address")
+            self.close(1009, "the message is too big for the control channel; use the rendezvous address")
             return
         if fin:
             whole = b"".join(self._text)
@@ -153,11 +158,14 @@ class HybridLink:
         try:
             command = decode_command(data)
         except ProtocolError as error:
-            self.websocket.close(1002, error.message[:100])
+            self.close(1002, error.message[:100])
             return
         response = command.response
         if response is None:
             self._on_command(self, command)
+            return
+        if self._answering is not None:
+            self.close(1002, "the binary message of the response before is missing")
             return
         call = self.calls.get(response.requestId)
         if response.body:
@@ -168,13 +176,20 @@ class HybridLink:
     def _answered(self, body: bytes) -> None:
         answering, self._answering = self._answering, None
         if answering is None:
-            self.websocket.close(1002, "a binary message without a response before it")
+            self.close(1002, "a binary message without a response before it")
             return
         call, response = answering
         if call is not None:
             call.answer(response, body)
 
     def closed(self, code: int, reason: str) -> None:
+        self.services.sockets.discard(self.websocket)
+        self._leave(code, reason)
+
+    def _leave(self, code: int, reason: str) -> None:
+        if self._over:
+            return
+        self._over = True
         self._backlog.clear()
         self._on_closed(self, code, reason)
         for call in list(self.calls.values()):
@@ -187,9 +202,7 @@ class HybridLink:
     def resume_sending(self) -> None:
         self.blocked = False
         while self._backlog and not self.blocked:
-            call = self._backlog.popleft()
-            if not call.over:
-                call.transmit(self.websocket)
+            self._backlog.pop(next(iter(self._backlog))).transmit(self.websocket)
 
 
 class HybridCall:
@@ -202,6 +215,10 @@ class HybridCall:
     """The listener was, or will be, told to dial."""
     over = False
     _size = 0
+    _held_up = False
+    """The listener does not read what goes over the rendezvous."""
+    _sender_slow = False
+    """The sender does not read its answer."""
 
     def __init__(self, link: HybridLink, exchange: ServerExchange, target: str, drop: frozenset[str]) -> None:
         self.link = link
@@ -229,7 +246,10 @@ class HybridCall:
             self.dialled = True
             services = self.link.services
             services.rendezvous.wait(self.id, self, services.rendezvous_seconds, self._not_dialled)
-            self.link.send(self)
+            exchange.pause()  # the body waits for the rendezvous; begun, the exchange tells when the sender leaves
+            exchange.begin(self)
+            if not self.over:
+                self.link.send(self)
         else:
             exchange.begin(self)
 
@@ -243,6 +263,7 @@ class HybridCall:
         parts = self._body
         body = parts[0] if len(parts) == 1 else b"".join(parts)
         self.sent = True
+        self.since = link.services.now()
         websocket.send_text(encode_command(Command(request=self._request(address, len(body) > 0))))
         if body:
             websocket.send_binary(body)
@@ -285,12 +306,18 @@ class HybridCall:
     def joined(self, socket: RendezvousSocket) -> None:
         """The rendezvous for this call is open: the listener wants to answer there, or was told to dial."""
         self.socket = socket
-        self.link.calls.pop(self.id, None)
-        if not self.sent:
-            request = self._request(self.link.address(self.id), self.exchange.length != 0)
-            request.bodyLength = self.exchange.length or None
-            socket.websocket.send_text(encode_command(Command(request=request)))
-            self.exchange.begin(self)
+        self.link.forget(self)
+        if self.sent:
+            return
+        exchange = self.exchange
+        request = self._request(self.link.address(self.id), exchange.length != 0)
+        request.bodyLength = exchange.length or None
+        socket.websocket.send_text(encode_command(Command(request=request)))
+        if not self.dialled:  # it comes straight to a rendezvous that was there
+            exchange.pause()
+            exchange.begin(self)
+        if not self._held_up:
+            exchange.resume()
 
     # -- the answer
 
@@ -344,13 +371,25 @@ class HybridCall:
         headers.append(("Via", f"1.1 {self.exchange.host}"))
         return status, reason, headers
 
+    def pause_request(self) -> None:
+        """The listener takes no more of the body."""
+        self._held_up = True
+        self.since = self.link.services.now()
+        self.exchange.pause()
+
+    def resume_request(self) -> None:
+        self._held_up = False
+        self.exchange.resume()
+
     def pause_response(self) -> None:
+        self._sender_slow = True
         if self.socket is not None:
             self.socket.websocket.pause_reading()
 
     def resume_response(self) -> None:
+        self._sender_slow = False
+        self.since = self.link.services.now()
         if self.socket is not None:
-            self.since = self.link.services.now()
             self.socket.websocket.resume_reading()
 
     # -- the end
@@ -360,8 +399,7 @@ class HybridCall:
         socket = self.socket
         self.end()
         if socket is not None:
-            socket.call = None
-            socket.websocket.close(1001, "the sender disconnected")
+            socket.hang_up(1001, "the sender disconnected")
 
     def listener_gone(self) -> None:
         """The control channel is lost. What the listener has not seen goes to another listener."""
@@ -384,7 +422,11 @@ class HybridCall:
         self.fail(ListenerTimeoutError("The listener was asked to open a rendezvous but did not in the required time."))
 
     def _check(self) -> None:
+        """The deadline is the listener's: the time of a sender that writes or reads slowly does not count."""
         services = self.link.services
+        to_dial = self.dialled and self.socket is None
+        if not (self._held_up or to_dial or (self.exchange.body_at_hand and not self._sender_slow)):
+            self.since = services.now()
         left = self._timeout - (services.now() - self.since)
         if left > 0:
             self._deadline = services.timers.after(left, self._check)
@@ -400,8 +442,7 @@ class HybridCall:
         self.end()
         refuse(self.exchange, error, self.link.relay.path)
         if socket is not None:
-            socket.call = None
-            socket.websocket.close(1011, error.message[:100])
+            socket.hang_up(1011, error.message[:100])
 
     def end(self) -> None:
         """Nothing more happens here."""
@@ -410,7 +451,7 @@ class HybridCall:
         self.over = True
         link = self.link
         link.load -= 1
-        link.calls.pop(self.id, None)
+        link.forget(self)
         if self.dialled:
             link.services.rendezvous.withdraw(self.id)
         if self._deadline is not None:
@@ -433,6 +474,7 @@ class RendezvousSocket:
         self._size = 0
         self._open = True
         self._in_body = False
+        self._blocked = False
         earlier, self._connection.slot = self._connection.slot, self
         if earlier is not None:
             earlier.sender_gone()
@@ -444,7 +486,15 @@ class RendezvousSocket:
     def carry(self, call: HybridCall) -> None:
         """A further request of the same sender connection."""
         self.call = call
+        if self._blocked:
+            call.pause_request()
         call.joined(self)
+
+    def hang_up(self, code: int, reason: str) -> None:
+        """The call ended badly, and the rendezvous with it."""
+        self._open = False
+        self.call = None
+        self.websocket.close(code, reason)
 
     def sender_gone(self) -> None:
         """The sender's connection is closed."""
@@ -459,7 +509,7 @@ class RendezvousSocket:
             self._text.append(data)
             self._size += len(data)
             if self._size > _MESSAGE_LIMIT:
-                self._give_up(1009, PayloadTooLargeError("The head of the listener's answer is too large."))
+                self._give_up(1009, _bad_answer("its head is too large"))
             elif fin:
                 text = b"".join(self._text)
                 self._text.clear()
@@ -491,6 +541,9 @@ class RendezvousSocket:
         if self._in_body:
             self._give_up(1002, _bad_answer("a second head comes before the end of the body"))
             return
+        if response.requestId != call.id:
+            self._give_up(1002, _bad_answer("it is for another request"))
+            return
         call.answer_started(response)
         if self.call is not call:
             return
@@ -517,6 +570,7 @@ class RendezvousSocket:
         self.websocket.close(code, error.message[:100])
 
     def closed(self, code: int, reason: str) -> None:
+        self.link.services.sockets.discard(self.websocket)
         self._open = False
         call, self.call = self.call, None
         if self._connection.slot is self:
@@ -527,9 +581,11 @@ class RendezvousSocket:
             call.fail(ListenerGoneError())
 
     def pause_sending(self) -> None:
+        self._blocked = True
         if self.call is not None:
-            self.call.exchange.pause()
+            self.call.pause_request()
 
     def resume_sending(self) -> None:
+        self._blocked = False
         if self.call is not None:
-            self.call.exchange.resume()
+            self.call.resume_request()

@@ -2,7 +2,7 @@
 
 On the way of a call counters are plain integers of the relay (:class:`~wcfrelay.gateway.relays.RelayStats`); the names
 and meanings of Azure's metrics (management.md §8) and the Prometheus text come only when somebody scrapes. The only
-labels are the relay's path, of which at most ``label_limit`` are shown (the rest are summed up as ``_other``), and the
+labels are the relay's path, of which at most ``label_limit`` are shown (the rest are summed up as ``*``), and the
 result.
 """
 
@@ -20,7 +20,8 @@ from wcfrelay.net.http1.exchange import ServerExchange
 
 __all__ = ["Recorder", "RelayCollector"]
 
-_OTHER = "_other"
+_OTHER = "*"
+"""No relay can be called so."""
 
 
 class Recorder:
@@ -51,15 +52,14 @@ class Recorder:
         relay, listener_id = exchange.note
         stats = relay.stats
         stats.active_connections -= 1
-        status = exchange.status
-        if 0 < status < 400:
-            stats.sender_success += 1
-        elif 0 < status < 500:
+        if exchange.sender_left:
+            stats.sender_disconnects += 1
+        elif not exchange.answered or exchange.status >= 500:
+            stats.sender_server_error += 1
+        elif exchange.status >= 400:
             stats.sender_client_error += 1
         else:
-            stats.sender_server_error += 1
-            if status == 0:
-                stats.sender_disconnects += 1
+            stats.sender_success += 1
         stats.bytes_transferred += exchange.received + exchange.sent
         seconds = self._now() - exchange.started_at
         stats.duration_sum += seconds

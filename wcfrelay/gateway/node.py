@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from prometheus_client import GC_COLLECTOR, PLATFORM_COLLECTOR, PROCESS_COLLECTOR, CollectorRegistry
+from twisted.internet.defer import Deferred, gatherResults
 from twisted.logger import Logger
 
 from wcfrelay.address import ConnectionString, path_segments
@@ -37,6 +38,9 @@ __all__ = ["ROOT_RULE", "GatewayNode"]
 
 ROOT_RULE = "RootManageSharedAccessKey"
 """The rule that a new namespace comes with (sas-and-authorization.md §6)."""
+
+_GOODBYE = 1.0
+"""Seconds for listeners to answer the close of their control channels."""
 
 log = Logger()
 
@@ -97,6 +101,8 @@ class GatewayNode:
         self._unix_time = unix_time
         self._fronts: list[HttpFront] = []
         self._ports: list[Listening] = []
+        self._admin: tuple[Listening, HttpFront] | None = None
+        """Open to the end, so that readyz can be asked while the node drains."""
         self._ready = False
 
     async def start(self) -> None:
@@ -145,18 +151,21 @@ class GatewayNode:
             hybrid.take,
             pending_per_listener=gateway.limits.pending_per_listener,
             no_listener_status=gateway.relays.no_listener_status,
+            name=gateway.hosts[0] if gateway.hosts else gateway.advertise or socket.gethostname(),
         )
         if gateway.http.enabled:
-            self.http_port = await self._open(face.take, gateway.http.bind, gateway.http.port)
+            self.http_port = await self._serve(face, gateway.http.bind, gateway.http.port)
         if tls is not None:
-            self.https_port = await self._open(face.take, gateway.https.bind, gateway.https.port, tls)
+            self.https_port = await self._serve(face, gateway.https.bind, gateway.https.port, tls)
         if gateway.admin.enabled:
             registry = CollectorRegistry()
             registry.register(RelayCollector(self._relays, self._recorder))
             for collector in (PROCESS_COLLECTOR, PLATFORM_COLLECTOR, GC_COLLECTOR):
                 registry.register(collector)
             admin = AdminFace(registry, lambda: self._ready)
-            self.admin_port = await self._open(admin.take, gateway.admin.bind, gateway.admin.port)
+            listening, front = await self._open(admin.take, gateway.admin.bind, gateway.admin.port)
+            self._admin = listening, front
+            self.admin_port = listening.port
         if root_key:
             self._publish_connection_string(root_key)
         self._ready = True
@@ -169,34 +178,48 @@ class GatewayNode:
             await port.close()
         self._ports.clear()
         fronts, self._fronts = self._fronts, []
-        for front in fronts:
-            await front.drain(seconds)
+        await gatherResults([Deferred.fromCoroutine(front.drain(seconds)) for front in fronts])
         for relay in list(self._relays):
             for link in list(relay.listeners):
                 link.close(1001, "the gateway is shutting down")
-        if fronts and seconds:
+        waited = 0.0
+        while self._services.sockets and waited < min(seconds, _GOODBYE):
             await self._network.sleep(0.05)
+            waited += 0.05
+        for websocket in list(self._services.sockets) if seconds else ():
+            websocket.abort()
+        if self._admin is not None:
+            port, front = self._admin
+            self._admin = None
+            await port.close()
+            await front.drain(0)
         self._timers.stop()
         await self._store.close()
 
-    async def _open(self, take: Callable[[Any], None], bind: str, port: int, tls: ServerTls | None = None) -> int:
-        scheme = "https" if tls is not None else "http"
-        front = HttpFront(self._network, self._timers, self._server_limits, take, scheme=scheme)
-        listening = await self._network.listen(front.make, bind, port, tls)
+    async def _serve(self, face: HttpFace, bind: str, port: int, tls: ServerTls | None = None) -> int:
+        listening, front = await self._open(face.take, bind, port, tls)
         self._fronts.append(front)
         self._ports.append(listening)
         return listening.port
+
+    async def _open(
+        self, take: Callable[[Any], None], bind: str, port: int, tls: ServerTls | None = None
+    ) -> tuple[Listening, HttpFront]:
+        scheme = "https" if tls is not None else "http"
+        front = HttpFront(self._network, self._timers, self._server_limits, take, scheme=scheme)
+        listening = await self._network.listen(front.make, bind, port, tls)
+        return listening, front
 
     def _server_tls(self) -> ServerTls:
         https = self.config.gateway.https
         if https.certificate:
             return ServerTls(Path(https.certificate), Path(https.key))
         names = ["localhost", "127.0.0.1", "::1", socket.gethostname(), *self.config.gateway.hosts]
-        advertised = self.config.gateway.advertise.rpartition(":")[0] or self.config.gateway.advertise
-        if advertised:
-            names.append(advertised.strip("[]"))
+        names.append(_host_of(self.config.gateway.advertise))
         folder = self.state / "tls"
-        self.ca_file, certificate, key = development_certificate(folder, list(dict.fromkeys(names)), datetime.now(UTC))
+        self.ca_file, certificate, key = development_certificate(
+            folder, [name for name in dict.fromkeys(names) if name], datetime.now(UTC)
+        )
         return ServerTls(certificate, key)
 
     async def _load_rules(self) -> str:
@@ -250,7 +273,9 @@ class GatewayNode:
     def _publish_connection_string(self, key: str) -> None:
         """Keep the connection string of the root rule beside the state, readable by its owner only."""
         gateway = self.config.gateway
-        host = gateway.hosts[0] if gateway.hosts else gateway.advertise.partition(":")[0] or "localhost"
+        host = gateway.hosts[0] if gateway.hosts else _host_of(gateway.advertise) or "localhost"
+        if ":" in host:
+            host = f"[{host}]"
         scheme, port = ("sb", self.https_port) if self.https_port else ("http", self.http_port)
         self.connection_string = ConnectionString.parse(
             f"Endpoint={scheme}://{host}:{port}/;SharedAccessKeyName={ROOT_RULE};SharedAccessKey={key}"
@@ -262,3 +287,10 @@ class GatewayNode:
         with os.fdopen(descriptor, "w") as stream:
             os.fchmod(stream.fileno(), 0o600)
             stream.write(self.connection_string.format() + "\n")
+
+
+def _host_of(authority: str) -> str:
+    """The host of ``host[:port]``, an IPv6 address without its brackets."""
+    if authority.startswith("["):
+        return authority[1:].partition("]")[0]
+    return authority.partition(":")[0]

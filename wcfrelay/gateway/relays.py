@@ -22,7 +22,8 @@ LATENCY_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0,
 """Upper bounds, in seconds, of the request duration histogram."""
 
 _ROUTES = 16_384
-"""Request paths whose relay is remembered."""
+_ROUTE_LENGTH = 256
+"""Request paths whose relay is remembered, and characters of one."""
 
 
 class ListenerLink(Protocol):
@@ -86,10 +87,11 @@ class Relay:
         if not listeners:
             raise NoListenerError()
         link = listeners[0] if len(listeners) == 1 else min(random.sample(listeners, 2), key=_burden)
-        if link.load >= limit:
-            link = min(listeners, key=_burden)
-            if link.load >= limit:
+        if link.load >= limit or (link.blocked and len(listeners) > 1):
+            with_room = [link for link in listeners if link.load < limit]
+            if not with_room:
                 raise ServerBusyError("All listeners of this relay are busy; try again, or connect another listener.")
+            link = min(with_room, key=_burden)
         return link
 
 
@@ -133,8 +135,12 @@ class Relays:
         path = "/".join(segments)
         stats = self._stats.get(path)
         if stats is None:
-            while len(self._stats) >= self._stats_limit:
-                del self._stats[next(iter(self._stats))]
+            if len(self._stats) >= self._stats_limit:
+                living = {relay.path for relay in self._relays.values()}
+                for gone in [path for path in self._stats if path not in living]:
+                    if len(self._stats) < self._stats_limit:
+                        break
+                    del self._stats[gone]
             stats = self._stats[path] = RelayStats()
         relay = Relay(path, segments, dynamic, response_timeout, requires_client_authorization, stats)
         self._relays[segments] = relay
@@ -157,9 +163,10 @@ class Relays:
             if relay is None:
                 return None, segments
             found = relay, segments
-            if len(self._routes) >= _ROUTES:
-                self._routes.clear()
-            self._routes[path] = found
+            if len(path) <= _ROUTE_LENGTH:
+                if len(self._routes) >= _ROUTES:
+                    self._routes.clear()
+                self._routes[path] = found
         return found
 
     def select(self, segments: tuple[str, ...]) -> Relay | None:

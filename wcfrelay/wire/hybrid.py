@@ -19,10 +19,11 @@ both commands (the length of a streamed body, where known, which the removed Con
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from functools import lru_cache
-from typing import Any
-from urllib.parse import parse_qsl, unquote
+from typing import Annotated, Any
+from urllib.parse import parse_qsl, unquote, unquote_plus
 
 import msgspec
 
@@ -87,7 +88,7 @@ class Request(msgspec.Struct, omit_defaults=True):
     requestHeaders: dict[str, str] | None = None
     body: bool | msgspec.UnsetType = msgspec.UNSET
     origin: str = ""
-    bodyLength: int | None = None
+    bodyLength: Annotated[int, msgspec.Meta(ge=0)] | None = None
 
 
 class Response(msgspec.Struct, omit_defaults=True):
@@ -98,7 +99,7 @@ class Response(msgspec.Struct, omit_defaults=True):
     statusDescription: str | None = None
     responseHeaders: dict[str, Any] | None = None
     body: bool = False
-    bodyLength: int | None = None
+    bodyLength: Annotated[int, msgspec.Meta(ge=0)] | None = None
 
 
 class Accept(msgspec.Struct, omit_defaults=True):
@@ -164,7 +165,7 @@ def parse_target(target: str) -> HybridTarget:
     :raises ProtocolError: it is not such a target, or the reject status is no number from 400 to 599.
     """
     path, _, query = target.partition("?")
-    if path[:4].lower() != "/$hc":
+    if path[:4].lower() != "/$hc" or path[4:5] not in ("", "/"):
         raise ProtocolError("The address does not begin with /$hc.")
     values = {name.lower(): value for name, value in parse_qsl(query, keep_blank_values=True)}
     action = values.get("sb-hc-action", "").lower()
@@ -173,7 +174,7 @@ def parse_target(target: str) -> HybridTarget:
         status_text, description = values.get("statuscode"), values.get("statusdescription", "")
     status = None
     if status_text is not None:
-        if not (status_text.isascii() and status_text.isdigit() and 400 <= int(status_text[:4]) <= 599):
+        if not re.fullmatch(r"[45][0-9]{2}", status_text):
             raise ProtocolError("The status of a rejection must be a number from 400 to 599.")
         status = int(status_text)
     return HybridTarget(
@@ -193,20 +194,20 @@ def strip_relay_query(target: str) -> tuple[str, str | None]:
     All ``sb-hc-*`` members are removed (§1); everything else keeps its exact spelling.
     """
     path, mark, query = target.partition("?")
-    if not mark or "sb-hc-" not in query.lower():
+    if not mark or "sb-hc-" not in unquote(query).lower():
         return target, None
     token = None
     for member in query.split("&"):
         name, _, value = member.partition("=")
-        if unquote(name).lower() == "sb-hc-token":
-            token = unquote(value)
+        if unquote_plus(name).lower() == "sb-hc-token":
+            token = unquote_plus(value)
     rest = _without_relay_members(query)
     return (f"{path}?{rest}" if rest else path), token
 
 
 def _without_relay_members(query: str) -> str:
     members = query.split("&")
-    return "&".join(m for m in members if not unquote(m.partition("=")[0]).lower().startswith("sb-hc-"))
+    return "&".join(m for m in members if not unquote_plus(m.partition("=")[0]).lower().startswith("sb-hc-"))
 
 
 def rendezvous_query(action: str) -> str:

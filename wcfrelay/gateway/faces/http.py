@@ -30,7 +30,8 @@ class HttpFace:
     """Takes every exchange of the sender ports.
 
     ``hybrid`` takes those under ``/$hc``. ``no_listener_status`` is the status for a known relay without listeners (404
-    or 502; the specification's sources disagree, hybrid-connections.md §10).
+    or 502; the specification's sources disagree, hybrid-connections.md §10). ``name`` stands for this gateway where a
+    request does not say whom it calls.
     """
 
     def __init__(
@@ -43,6 +44,7 @@ class HttpFace:
         *,
         pending_per_listener: int,
         no_listener_status: int = 404,
+        name: str = "localhost",
     ) -> None:
         self._relays = relays
         self._authorizer = authorizer
@@ -50,19 +52,22 @@ class HttpFace:
         self._recorder = recorder
         self._hybrid = hybrid
         self._pending = pending_per_listener
+        self._name = name
         self._no_listener: type[RelayError] = NoListenerError if no_listener_status == 404 else _NoListenerAtPath
 
     def take(self, exchange: ServerExchange) -> None:
         """Decide where an exchange goes. Called by the HTTP front when its head is complete."""
         exchange.tracking_id = self._ids.new()
         target = exchange.target
+        if not exchange.host:  # HTTP/1.0 need not say whom it calls
+            exchange.host = self._name
         if target.startswith("/$hc"):
             self._hybrid(exchange)
             return
         relay: Relay | None = None
         try:
             query_token = None
-            if "sb-hc-" in target:
+            if "?" in target:
                 target, query_token = strip_relay_query(target)
             relay, segments = self._relays.route(target.partition("?")[0])
             if relay is None:

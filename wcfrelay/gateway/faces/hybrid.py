@@ -25,7 +25,7 @@ from wcfrelay.gateway.hybridlink import HybridCall, HybridLink, LinkServices, Re
 from wcfrelay.gateway.metrics import Recorder
 from wcfrelay.gateway.relays import Relay, Relays
 from wcfrelay.net.exchange import Responder
-from wcfrelay.net.handshake import is_websocket_upgrade, server_handshake
+from wcfrelay.net.handshake import server_handshake
 from wcfrelay.net.http1.exchange import ServerExchange
 from wcfrelay.net.network import Network
 from wcfrelay.net.timers import Deadline
@@ -83,7 +83,7 @@ class HybridFace:
         try:
             target = parse_target(exchange.target)
             path = target.path.strip("/")
-            if not is_websocket_upgrade(exchange.headers):
+            if not exchange.opens_websocket:
                 raise BadRequestError(
                     "Addresses under /$hc speak WebSocket only; call the relay by its path without /$hc."
                 )
@@ -119,22 +119,23 @@ class HybridFace:
         grant = self._authorizer.authorize(token, path, segments, Right.LISTEN)
         if relay is None and len(self._relays) >= settings.relays:
             raise ForbiddenError("The gateway has reached its number of relays.")
+        headers = server_handshake(exchange.headers, exchange.target, _first_protocol(exchange))
         responder = _Handshaking()
         exchange.begin(responder)
         listener_id = target.id or exchange.tracking_id
         Deferred.fromCoroutine(
-            self._register(exchange, responder, path, segments, listener_id, grant.expiry, target)
+            self._register(exchange, responder, headers, path, segments, listener_id, grant.expiry)
         ).addErrback(self._failed, exchange, path)
 
     async def _register(
         self,
         exchange: ServerExchange,
         responder: _Handshaking,
+        headers: list[tuple[str, str]],
         path: str,
         segments: tuple[str, ...],
         listener_id: str,
         expiry: float,
-        target: HybridTarget,
     ) -> None:
         settings = self._settings
         registration = Registration(listener_id=exchange.tracking_id, node=settings.node, address=exchange.origin)
@@ -145,7 +146,6 @@ class HybridFace:
         relay = self._relays.get(segments)
         if relay is None:
             relay = self._relays.add(segments, dynamic=True, response_timeout=settings.response_timeout)
-        headers = server_handshake(exchange.headers, exchange.target, _first_protocol(exchange))
         websocket = WebSocket(self._network, self._services.timers, client=False)
         host = settings.advertise or exchange.host
         base = f"{'wss' if exchange.origin.startswith('https') else 'ws'}://{host}"
@@ -212,14 +212,10 @@ class HybridFace:
     # -- rendezvous
 
     def _rendezvous(self, exchange: ServerExchange, target: HybridTarget) -> None:
+        headers = server_handshake(exchange.headers, exchange.target, None)
         call = self._services.rendezvous.take(target.id) or self._offered(target)
         if call is None:
             raise ForbiddenError("The rendezvous address is not known here, was used already, or has expired.")
-        try:
-            headers = server_handshake(exchange.headers, exchange.target, None)
-        except RelayError:
-            call.listener_gone()
-            raise
         websocket = WebSocket(self._network, self._services.timers, client=False)
         socket = RendezvousSocket(websocket, call)
         websocket.app = socket
@@ -239,6 +235,7 @@ class HybridFace:
     # -- both
 
     def _switch(self, exchange: ServerExchange, websocket: WebSocket, headers: list[tuple[str, str]]) -> None:
+        self._services.sockets.add(websocket)
         transport, rest = exchange.switch_protocols(headers)
         websocket.attach(transport, rest)
 

@@ -44,6 +44,10 @@ class ServerExchange:
     keep_alive = True
     upgrade = False
     expects_continue = False
+    answered = False
+    """The answer is complete."""
+    sender_left = False
+    """The sender went away before its answer was complete."""
     done: Callable[[ServerExchange], None] | None = None
     """Called once, when the exchange has ended, however it did."""
     note: Any = None
@@ -73,6 +77,11 @@ class ServerExchange:
     # -- request side
 
     @property
+    def opens_websocket(self) -> bool:
+        """It is the opening handshake of a WebSocket (RFC 6455 §4.1), as far as method and Upgrade tell."""
+        return self.upgrade and self.method == "GET" and self.lower["upgrade"][1].strip().lower() == "websocket"
+
+    @property
     def remote(self) -> tuple[str, int]:
         """Address and port of the sender's end of the connection."""
         return self._connection.remote
@@ -93,6 +102,8 @@ class ServerExchange:
         if self._finished:
             return
         self._responder = responder
+        if self._connection.answer_blocked:
+            responder.pause_response()
         if self.expects_continue and not self._body_over and not self._held:
             self._connection.write(b"HTTP/1.1 100 Continue\r\n\r\n")
         self.expects_continue = False
@@ -174,6 +185,7 @@ class ServerExchange:
             if self._answer_left < 0:
                 self.abort("the answer is longer than the length it announced")
                 return
+            self.answered = self._answer_left == 0  # a sender that has it all may leave before finish
         if self._answer_chunked:
             self._connection.write_many((b"%x\r\n" % len(data), data, b"\r\n"))
         else:
@@ -213,6 +225,7 @@ class ServerExchange:
         if self._finished:
             return
         self._finished = True
+        self.sender_left = not self.answered
         self._held.clear()
         if self._responder is not None:
             self._responder.cancelled(error)
@@ -256,7 +269,7 @@ class ServerExchange:
         return not self.expects_continue and self.length is not None and self.length - self.received <= _HELD_BODY
 
     def _finish(self) -> None:
-        self._finished = True
+        self._finished = self.answered = True
         self._held.clear()
         self._over()
         self._connection.exchange_finished(self)

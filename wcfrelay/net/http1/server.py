@@ -142,7 +142,6 @@ class HttpConnection:
     """One server connection (a :class:`~wcfrelay.net.network.Stream`)."""
 
     __slots__ = (
-        "_answer_blocked",
         "_closing",
         "_current",
         "_discarded",
@@ -159,6 +158,7 @@ class HttpConnection:
         "_target",
         "_timer",
         "_waiting",
+        "answer_blocked",
         "front",
         "remote",
         "slot",
@@ -185,7 +185,7 @@ class HttpConnection:
         self._fields: list[tuple[bytes, bytes]] = []
         self._leftover = b""
         self._discarded = 0
-        self._answer_blocked = False
+        self.answer_blocked = False
         self._closing = False
         self._reading = True
         self._resumed: ServerExchange | None = None
@@ -265,13 +265,13 @@ class HttpConnection:
             slot.sender_gone()
 
     def pause_writing(self) -> None:
-        self._answer_blocked = True
+        self.answer_blocked = True
         self._since = self.front.network.seconds()
         if self._current is not None:
             self._current.pause_answer()
 
     def resume_writing(self) -> None:
-        self._answer_blocked = False
+        self.answer_blocked = False
         if self._current is not None:
             self._current.resume_answer()
 
@@ -350,7 +350,8 @@ class HttpConnection:
         self._resumable = exchange.upgrade
         if self._current is None:
             self._current = exchange
-            front.take(exchange)
+            if not exchange.opens_websocket:  # that is taken when the parser has stopped behind it
+                front.take(exchange)
         else:
             self._waiting.append(exchange)
 
@@ -462,18 +463,21 @@ class HttpConnection:
         if self._phase == _CLOSED:
             return
         self._parser = httptools.HttpRequestParser(self)
-        current, parsing = self._current, self._parsing
+        parsing = self._parsing
+        latest = self._waiting[-1] if self._waiting else self._current
         if parsing is not None:
             framing = "Transfer-Encoding: chunked" if parsing.length is None else f"Content-Length: {parsing.length}"
             self._resumed = parsing
             self._resumable = False
             self._parser.feed_data(f"POST / HTTP/1.1\r\nHost: x\r\n{framing}\r\n\r\n".encode())
             self.data_received(rest)
-        elif current is not None and current.method == "GET" and current.lower["upgrade"][1].lower() == "websocket":
+        elif latest is not None and latest.opens_websocket:
             self._leftover = rest
             self._reading = False
             self.transport.pause_reading()
-            current.keep_alive = False
+            latest.keep_alive = False
+            if latest is self._current:
+                self.front.take(latest)
         elif rest:
             self.data_received(rest)
 
@@ -512,7 +516,7 @@ class HttpConnection:
             if look_again <= 0:
                 self._refuse(408, "the request head did not arrive in time")
                 return
-        elif self._answer_blocked or (self._parsing is not None and self._reading):
+        elif self.answer_blocked or (self._parsing is not None and self._reading):
             look_again = limits.body_idle - quiet
             if look_again <= 0:
                 self._too_slow(current, "the body moved too slowly")
