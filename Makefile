@@ -1,6 +1,8 @@
 # Everything runs in .venv, which the first target makes from any Python 3.11 to 3.13 with the venv module.
-PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3; do \
-	$$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' 2>/dev/null && echo $$p && break; done)
+comma := ,
+suitable = $(shell for p in python3.11 python3.12 python3.13 python3; do \
+	$$p -c 'import sys$(1); sys.exit(not (3, 11) <= sys.version_info < (3, 14))' 2>/dev/null && echo $$p && break; done)
+PYTHON ?= $(or $(call suitable,$(comma) venv$(comma) ensurepip),$(call suitable,))
 VENV := .venv
 BIN := $(VENV)/bin
 

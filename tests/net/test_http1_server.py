@@ -285,8 +285,15 @@ def test_a_coding_that_is_not_chunked_is_501() -> None:
 
 def test_a_bad_chunk_after_the_exchange_began_cuts_it() -> None:
     server = Server()
-    server.feed(b"PUT / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\nzz\r\n")
+    server.feed(b"PUT / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n")
+    server.feed(b"zz\r\n")
     assert server.transport.aborted and server.responders[0].error is not None
+
+
+def test_a_bad_chunk_before_anybody_saw_the_exchange_is_refused() -> None:
+    server = Server()
+    server.feed(b"PUT / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\nzz\r\n")
+    assert server.transport.taken().startswith(b"HTTP/1.1 400 ") and server.transport.closed and not server.exchanges
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from urllib.parse import quote
 
+from twisted.logger import Logger
+
 from wcfrelay.errors import (
     ListenerGoneError,
     ListenerTimeoutError,
@@ -44,6 +46,8 @@ from wcfrelay.wire.hybrid import (
 
 __all__ = ["HybridCall", "HybridLink", "LinkServices", "RendezvousSocket"]
 
+log = Logger()
+
 _MESSAGE_LIMIT = 4 * CONTROL_LIMIT
 """Bytes of one control message: 64 KiB of headers may take more as JSON text."""
 
@@ -59,8 +63,38 @@ class LinkServices:
     rendezvous: Rendezvous[HybridCall]
     rendezvous_seconds: float
     pending_limit: int
+    overdue: Overdue
     sockets: set[WebSocket] = field(default_factory=set)
     """All open WebSockets of listeners."""
+
+
+class Overdue:
+    """Looks after the deadlines of all calls, four times a second while there are any: a call costs no timer."""
+
+    _TICK = 0.25
+
+    def __init__(self, timers: Timers, now: Callable[[], float]) -> None:
+        self._timers = timers
+        self._now = now
+        self._calls: dict[HybridCall, None] = {}
+        self._next: Deadline | None = None
+
+    def watch(self, call: HybridCall) -> None:
+        self._calls[call] = None
+        if self._next is None:
+            self._next = self._timers.after(self._TICK, self._look)
+
+    def forget(self, call: HybridCall) -> None:
+        self._calls.pop(call, None)
+
+    def _look(self) -> None:
+        now = self._now()
+        for call in list(self._calls):
+            try:
+                call.check(now)
+            except Exception:
+                log.failure("A call could not be ended in time.", tracking_id=call.id)
+        self._next = self._timers.after(self._TICK, self._look) if self._calls else None
 
 
 class HybridLink:
@@ -231,7 +265,7 @@ class HybridCall:
         self.since = services.now()
         """When something last moved, by the reactor's clock."""
         self._timeout = link.relay.response_timeout
-        self._deadline: Deadline | None = services.timers.after(self._timeout, self._check)
+        services.overdue.watch(self)
 
     def start(self) -> None:
         """Choose the way of the request by what is known of its size."""
@@ -248,6 +282,10 @@ class HybridCall:
             services.rendezvous.wait(self.id, self, services.rendezvous_seconds, self._not_dialled)
             exchange.pause()  # the body waits for the rendezvous; begun, the exchange tells when the sender leaves
             exchange.begin(self)
+            if not self.over:
+                self.link.send(self)
+        elif exchange.body_at_hand:
+            self._body.append(exchange.take_body(self))
             if not self.over:
                 self.link.send(self)
         else:
@@ -307,6 +345,8 @@ class HybridCall:
         """The rendezvous for this call is open: the listener wants to answer there, or was told to dial."""
         self.socket = socket
         self.link.forget(self)
+        if self._sender_slow:
+            socket.websocket.pause_reading()
         if self.sent:
             return
         exchange = self.exchange
@@ -421,17 +461,12 @@ class HybridCall:
     def _not_dialled(self) -> None:
         self.fail(ListenerTimeoutError("The listener was asked to open a rendezvous but did not in the required time."))
 
-    def _check(self) -> None:
+    def check(self, now: float) -> None:
         """The deadline is the listener's: the time of a sender that writes or reads slowly does not count."""
-        services = self.link.services
         to_dial = self.dialled and self.socket is None
         if not (self._held_up or to_dial or (self.exchange.body_at_hand and not self._sender_slow)):
-            self.since = services.now()
-        left = self._timeout - (services.now() - self.since)
-        if left > 0:
-            self._deadline = services.timers.after(left, self._check)
-        else:
-            self._deadline = None
+            self.since = now
+        elif now - self.since >= self._timeout:
             self.fail(ListenerTimeoutError())
 
     def fail(self, error: RelayError) -> None:
@@ -454,8 +489,7 @@ class HybridCall:
         link.forget(self)
         if self.dialled:
             link.services.rendezvous.withdraw(self.id)
-        if self._deadline is not None:
-            self._deadline.cancel()
+        link.services.overdue.forget(self)
 
 
 def _bad_answer(what: str) -> RelayError:

@@ -2,7 +2,7 @@
 
 On the way of a call counters are plain integers of the relay (:class:`~wcfrelay.gateway.relays.RelayStats`); the names
 and meanings of Azure's metrics (management.md §8) and the Prometheus text come only when somebody scrapes. The only
-labels are the relay's path, of which at most ``label_limit`` are shown (the rest are summed up as ``*``), and the
+labels are the relay's path, of which at most ``label_limit`` are shown (the rest are summed up as ``$other``), and the
 result.
 """
 
@@ -20,7 +20,7 @@ from wcfrelay.net.http1.exchange import ServerExchange
 
 __all__ = ["Recorder", "RelayCollector"]
 
-_OTHER = "*"
+_OTHER = "$other"
 """No relay can be called so."""
 
 

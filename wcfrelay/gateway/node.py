@@ -20,7 +20,7 @@ from wcfrelay.gateway.authorize import Authorizer
 from wcfrelay.gateway.faces.admin import AdminFace
 from wcfrelay.gateway.faces.http import HttpFace
 from wcfrelay.gateway.faces.hybrid import HybridFace, HybridSettings
-from wcfrelay.gateway.hybridlink import HybridCall, LinkServices
+from wcfrelay.gateway.hybridlink import HybridCall, LinkServices, Overdue
 from wcfrelay.gateway.metrics import Recorder, RelayCollector
 from wcfrelay.gateway.relays import Relays
 from wcfrelay.gateway.rendezvous import Ids, Rendezvous
@@ -87,6 +87,7 @@ class GatewayNode:
             rendezvous=rendezvous,
             rendezvous_seconds=limits.rendezvous,
             pending_limit=limits.pending_per_listener,
+            overdue=Overdue(self._timers, self._network.seconds),
         )
         self._server_limits = ServerLimits(
             request_line=limits.request_line,

@@ -8,6 +8,7 @@ with its first listener and goes with its last (management.md §7).
 from __future__ import annotations
 
 import random
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -107,6 +108,8 @@ class Relays:
         self._routes: dict[str, tuple[Relay, tuple[str, ...]]] = {}
         self._stats: dict[str, RelayStats] = {}
         self._stats_limit = stats_limit
+        self._depths: Counter[int] = Counter()
+        """How many relays have how many segments: no request needs a longer prefix tried."""
 
     def __iter__(self) -> Iterator[Relay]:
         return iter(self._relays.values())
@@ -144,11 +147,14 @@ class Relays:
             stats = self._stats[path] = RelayStats()
         relay = Relay(path, segments, dynamic, response_timeout, requires_client_authorization, stats)
         self._relays[segments] = relay
+        self._depths[len(segments)] += 1
         self._routes.clear()
         return relay
 
     def remove(self, relay: Relay) -> None:
         if self._relays.pop(relay.segments, None) is not None:
+            self._depths[len(relay.segments)] -= 1
+            self._depths += Counter()  # forgets depths that no relay has
             self._routes.clear()
 
     def route(self, path: str) -> tuple[Relay | None, tuple[str, ...]]:
@@ -171,7 +177,7 @@ class Relays:
 
     def select(self, segments: tuple[str, ...]) -> Relay | None:
         """The relay with the longest prefix of these segments."""
-        for count in range(len(segments), 0, -1):
+        for count in range(min(len(segments), max(self._depths, default=0)), 0, -1):
             relay = self._relays.get(segments[:count])
             if relay is not None:
                 return relay

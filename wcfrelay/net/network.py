@@ -29,6 +29,8 @@ __all__ = ["Listening", "Network", "Stream", "Transport", "tune_transport"]
 
 _T = TypeVar("_T", bound="Stream")
 _BACKLOG = 4096
+_TLS_SHUTDOWN = 2.0
+"""Seconds for a peer to answer the end of TLS; the default of 30 would hold a closing connection that long."""
 _NOTSENT_LOWAT = 128 * 1024
 
 
@@ -103,7 +105,13 @@ class Network:
             context = tls.ssl_context() if tls is not None else None
             server = await _from_loop(
                 self.loop,
-                self.loop.create_server(make, sock=sock, backlog=_BACKLOG, ssl=context),  # type: ignore[arg-type]
+                self.loop.create_server(
+                    make,  # type: ignore[arg-type]
+                    sock=sock,
+                    backlog=_BACKLOG,
+                    ssl=context,
+                    ssl_shutdown_timeout=None if context is None else _TLS_SHUTDOWN,
+                ),
             )
             return _LoopPort(actual, server)
         factory = _ReactorFactory(make, awaited=False)
@@ -140,6 +148,7 @@ class Network:
                     port,
                     ssl=context,
                     server_hostname=tls.name_for(host) if tls is not None else None,
+                    ssl_shutdown_timeout=None if context is None else _TLS_SHUTDOWN,
                 )
                 _, core = await _from_loop(self.loop, asyncio.wait_for(opening, timeout))
                 return core  # type: ignore[no-any-return]

@@ -20,7 +20,7 @@ both commands (the length of a streamed body, where known, which the removed Con
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
 from typing import Annotated, Any
 from urllib.parse import parse_qsl, unquote, unquote_plus
@@ -216,7 +216,7 @@ def rendezvous_query(action: str) -> str:
 
 
 def request_headers(
-    headers: Iterable[tuple[str, str]], first: Mapping[str, tuple[str, str]], drop: frozenset[str], via: str
+    headers: Sequence[tuple[str, str]], first: Mapping[str, tuple[str, str]], drop: frozenset[str], via: str
 ) -> dict[str, str]:
     """The headers of an HTTP request as `request` carries them.
 
@@ -225,7 +225,7 @@ def request_headers(
     (§7).
     """
     result = dict(headers)
-    if len(result) != len(first) or len(result) != len(tuple(headers)):
+    if len(result) != len(first) or len(result) != len(headers):
         result = _joined(headers, first)
     options = ""
     for low in _REMOVED & first.keys():

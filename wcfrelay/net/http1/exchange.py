@@ -78,8 +78,13 @@ class ServerExchange:
 
     @property
     def opens_websocket(self) -> bool:
-        """It is the opening handshake of a WebSocket (RFC 6455 §4.1), as far as method and Upgrade tell."""
-        return self.upgrade and self.method == "GET" and self.lower["upgrade"][1].strip().lower() == "websocket"
+        """It is the opening handshake of a WebSocket (RFC 6455 §4.1), as far as method, Upgrade and no body tell."""
+        return (
+            self.upgrade
+            and self.method == "GET"
+            and self.length == 0
+            and self.lower["upgrade"][1].strip().lower() == "websocket"
+        )
 
     @property
     def remote(self) -> tuple[str, int]:
@@ -109,6 +114,15 @@ class ServerExchange:
         self.expects_continue = False
         if self._held or self._body_over:
             self._deliver()
+
+    def take_body(self, responder: Responder) -> bytes:
+        """Begin an exchange whose whole body is at hand, and have the body without the calls that deliver it."""
+        self._told_end = True
+        held = self._held
+        body = held[0] if len(held) == 1 else b"".join(held)
+        held.clear()
+        self.begin(responder)
+        return body
 
     def pause(self) -> None:
         self._paused = True

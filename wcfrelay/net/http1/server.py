@@ -38,6 +38,7 @@ _DISCARDED_BODY = 64 * 1024 * 1024
 """Bytes read and dropped after an early answer, within the deadline of a silent body: senders that write everything
 before they read would otherwise see a reset and not the answer."""
 
+_GOODBYE = 1.0
 _REMEMBERED = 1024
 _REMEMBERED_LENGTH = 64
 """Field names remembered, and characters of one."""
@@ -102,14 +103,16 @@ class HttpFront:
         return HttpConnection(self)
 
     async def drain(self, seconds: float) -> None:
-        """Close idle connections, let running exchanges finish for at most ``seconds``, then cut the rest."""
+        """Close idle connections, let running exchanges finish for at most ``seconds``, then cut the rest. A connection
+        whose peer does not see that it is closed is waited for ``_GOODBYE`` seconds only."""
         self.draining = True
         for connection in list(self.connections):
             connection.close_when_idle()
-        waited = 0.0
-        while self.connections and waited < seconds:
+        waited = closing = 0.0
+        while self.connections and waited < seconds and closing < _GOODBYE:
             await self.network.sleep(0.05)
             waited += 0.05
+            closing = 0.0 if any(connection.at_work for connection in self.connections) else closing + 0.05
         for connection in list(self.connections):
             connection.abort()
 
@@ -146,6 +149,7 @@ class HttpConnection:
         "_current",
         "_discarded",
         "_fields",
+        "_fresh",
         "_head_fed",
         "_leftover",
         "_parser",
@@ -190,6 +194,8 @@ class HttpConnection:
         self._reading = True
         self._resumed: ServerExchange | None = None
         self._resumable = False
+        self._fresh = False
+        """The current exchange has not been handed on yet."""
 
     # -- what the network calls
 
@@ -230,15 +236,15 @@ class HttpConnection:
             if not isinstance(cause, _Refused):
                 self.abort()
                 raise
-            self._refuse(cause.status, str(cause))
+            self._malformed(cause.status, str(cause))
             return
         except httptools.HttpParserError as error:
-            if self._parsing is None and self._current is not None and not self._current.keep_alive:
-                return  # bytes behind the last request of a connection mean nothing
-            self._refuse(400, f"malformed request: {error}")
+            self._malformed(400, f"malformed request: {error}")
             return
         if phase == _HEAD and self._phase != _HEAD:
             self._since = self.front.network.seconds()
+        if self._fresh:
+            self._take()
         if self._phase == _HEAD:
             limits = self.front.limits
             if len(self._target) > limits.request_line:
@@ -247,6 +253,13 @@ class HttpConnection:
                 self._refuse(431, "request head too large")
         elif self._waiting or not (self._parsing is None or self._parsing.wants_body):
             self.flow()
+
+    def _take(self) -> None:
+        """Hand the current exchange on, once all that was read has been parsed: often its whole body is there."""
+        self._fresh = False
+        current = self._current
+        if current is not None:
+            self.front.take(current)
 
     def eof_received(self) -> bool | None:
         return None
@@ -269,11 +282,17 @@ class HttpConnection:
         self._since = self.front.network.seconds()
         if self._current is not None:
             self._current.pause_answer()
+        else:
+            self.flow()
 
     def resume_writing(self) -> None:
         self.answer_blocked = False
         if self._current is not None:
             self._current.resume_answer()
+        elif self._waiting:
+            self._serve_next()
+        else:
+            self.flow()
 
     # -- what llhttp calls
 
@@ -348,10 +367,9 @@ class HttpConnection:
         exchange.started_at = self._since
         self._phase = _OPEN
         self._resumable = exchange.upgrade
-        if self._current is None:
+        if self._current is None and not self.answer_blocked:
             self._current = exchange
-            if not exchange.opens_websocket:  # that is taken when the parser has stopped behind it
-                front.take(exchange)
+            self._fresh = True
         else:
             self._waiting.append(exchange)
 
@@ -384,8 +402,13 @@ class HttpConnection:
         self.transport.writelines(pieces)
 
     def flow(self) -> None:
-        """Read on or stop reading, as the exchanges can take it."""
-        wanted = len(self._waiting) == 0 and (self._parsing is None or self._parsing.wants_body)
+        """Read on or stop reading, as the exchanges can take it. A sender that does not read its answers is not asked
+        for more requests."""
+        wanted = (
+            len(self._waiting) == 0
+            and (self._parsing is None or self._parsing.wants_body)
+            and not (self.answer_blocked and self._current is None)
+        )
         if wanted != self._reading and self._phase != _CLOSED:
             self._reading = wanted
             if wanted:
@@ -417,6 +440,11 @@ class HttpConnection:
         leftover, self._leftover = self._leftover, b""
         return self.transport, leftover
 
+    @property
+    def at_work(self) -> bool:
+        """An exchange has begun, or is coming in."""
+        return self._phase in (_HEAD, _OPEN)
+
     def close_when_idle(self) -> None:
         """Finish what has begun, accept nothing more."""
         self._closing = True
@@ -427,6 +455,7 @@ class HttpConnection:
         """Close after what is written has been sent."""
         if self._phase != _CLOSED:
             self._phase = _CLOSED
+            self._since = self.front.network.seconds()
             self.transport.close()
 
     def abort(self) -> None:
@@ -442,16 +471,20 @@ class HttpConnection:
             self.close()
             return
         if self._waiting:
-            following = self._current = self._waiting.popleft()
-            self.front.take(following)
-            self.flow()
+            if not self.answer_blocked:
+                self._serve_next()
         elif self._parsing is None:
             self._phase = _IDLE
             self._since = self.front.network.seconds()
             if self._closing:
                 self.close()
-            elif not self._reading:
+            elif not self._reading or self.answer_blocked:
                 self.flow()
+
+    def _serve_next(self) -> None:
+        following = self._current = self._waiting.popleft()
+        self.front.take(following)
+        self.flow()
 
     def _upgrade_requested(self, rest: bytes) -> None:
         """llhttp stopped behind the head of a request with Upgrade.
@@ -476,15 +509,34 @@ class HttpConnection:
             self._reading = False
             self.transport.pause_reading()
             latest.keep_alive = False
-            if latest is self._current:
-                self.front.take(latest)
-        elif rest:
-            self.data_received(rest)
+            if self._fresh:
+                self._take()
+        else:
+            if self._fresh:
+                self._take()
+            if rest:
+                self.data_received(rest)
+
+    def _malformed(self, status: int, text: str) -> None:
+        """What was read last is no request. Whole ones before it are served, and are the last of the connection."""
+        if self._waiting and self._waiting[-1] is self._parsing:
+            self._waiting.pop()
+        last = self._waiting[-1] if self._waiting else self._current
+        if last is None or last is self._parsing:
+            self._refuse(status, text)
+            return
+        last.keep_alive = False
+        self._parsing = None
+        if self._fresh:
+            self._take()
 
     def _refuse(self, status: int, text: str) -> None:
         """Answer a request that cannot be served, and close. An answer that has begun is cut."""
         current = self._current
-        if current is not None:
+        if self._fresh:  # nobody has seen the request yet
+            self._fresh = False
+            self._current = None
+        elif current is not None:
             self.abort()
             current.cancel(ConnectionResetError(text))
             return
@@ -500,13 +552,16 @@ class HttpConnection:
 
     def _check(self) -> None:
         """The one deadline of a connection: looks at how long the present phase has lasted, and when to look again."""
-        if self._phase == _CLOSED:
-            return
         limits, now = self.front.limits, self.front.network.seconds()
         quiet = now - self._since
         look_again = limits.body_idle
         current = self._current
-        if self._phase == _IDLE:
+        if self._phase == _CLOSED:
+            look_again = limits.body_idle - quiet
+            if look_again <= 0:  # the peer does not take what is left to send
+                self.transport.abort()
+                return
+        elif self._phase == _IDLE and not self.answer_blocked:
             look_again = limits.keep_alive - quiet
             if look_again <= 0:
                 self.close()
