@@ -94,6 +94,7 @@ class Overdue:
                 call.check(now)
             except Exception:
                 log.failure("A call could not be ended in time.", tracking_id=call.id)
+                self.forget(call)
         self._next = self._timers.after(self._TICK, self._look) if self._calls else None
 
 
@@ -525,10 +526,15 @@ class RendezvousSocket:
         call.joined(self)
 
     def hang_up(self, code: int, reason: str) -> None:
-        """The call ended badly, and the rendezvous with it."""
-        self._open = False
+        """The call ended badly, and the rendezvous with it; the sender's connection may live on."""
         self.call = None
+        self._retire()
         self.websocket.close(code, reason)
+
+    def _retire(self) -> None:
+        self._open = False
+        if self._connection.slot is self:
+            self._connection.slot = None
 
     def sender_gone(self) -> None:
         """The sender's connection is closed."""
@@ -591,7 +597,7 @@ class RendezvousSocket:
         call.end()
         self.websocket.resume_reading()  # the sender may have been slow to the last
         if not call.sent:  # answered before the request was read: its body can not be ended in order
-            self._open = False
+            self._retire()
             self.websocket.close(1000, "")
 
     def _give_up(self, code: int, error: RelayError) -> None:

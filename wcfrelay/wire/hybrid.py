@@ -54,6 +54,9 @@ CONTROL_LIMIT = 64 * 1024
 HEADERS_LIMIT = 32 * 1024
 """Bytes of headers above which a request takes a rendezvous (§2)."""
 
+_REMEMBERED_LENGTH = 64
+"""Characters of a field name up to which what it means is remembered."""
+
 _REMOVED = frozenset(
     {
         "connection",
@@ -300,7 +303,7 @@ def listed_headers(headers: dict[str, Any] | None) -> list[tuple[str, str]]:
     """
     result: list[tuple[str, str]] = []
     for name, value in (headers or {}).items():
-        if not _passes(name):
+        if not (_passes(name) if len(name) <= _REMEMBERED_LENGTH else _passes.__wrapped__(name)):
             continue
         if type(value) is not str:
             if isinstance(value, list):

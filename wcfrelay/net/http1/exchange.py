@@ -270,7 +270,7 @@ class ServerExchange:
                 head += f"Content-Length: {length}\r\n"
         elif not silent and not self.http_1_0:
             head += "Transfer-Encoding: chunked\r\n"
-        if connection.front.draining or not (self._body_over or self._rest_is_short()):
+        if connection.closing or not (self._body_over or self._rest_is_short()):
             self.keep_alive = False
         if not self.keep_alive:
             head += "Connection: close\r\n"

@@ -145,7 +145,6 @@ class HttpConnection:
     """One server connection (a :class:`~wcfrelay.net.network.Stream`)."""
 
     __slots__ = (
-        "_closing",
         "_current",
         "_discarded",
         "_fields",
@@ -163,6 +162,7 @@ class HttpConnection:
         "_timer",
         "_waiting",
         "answer_blocked",
+        "closing",
         "front",
         "remote",
         "slot",
@@ -190,7 +190,8 @@ class HttpConnection:
         self._leftover = b""
         self._discarded = 0
         self.answer_blocked = False
-        self._closing = False
+        self.closing = False
+        """Nothing more is served after what has begun."""
         self._reading = True
         self._resumed: ServerExchange | None = None
         self._resumable = False
@@ -360,7 +361,7 @@ class HttpConnection:
             target = _origin_form(target)
         exchange.target = target
         exchange.method = parser.get_method().decode("ascii")
-        exchange.keep_alive = parser.should_keep_alive() and not self._closing
+        exchange.keep_alive = parser.should_keep_alive() and not self.closing
         exchange.upgrade = "upgrade" in lower and parser.should_upgrade()
         if "expect" in lower:
             exchange.expects_continue = exchange.length != 0 and lower["expect"][1].lower() == "100-continue"
@@ -447,7 +448,7 @@ class HttpConnection:
 
     def close_when_idle(self) -> None:
         """Finish what has begun, accept nothing more."""
-        self._closing = True
+        self.closing = True
         if self._phase == _IDLE:
             self.close()
 
@@ -476,7 +477,7 @@ class HttpConnection:
         elif self._parsing is None:
             self._phase = _IDLE
             self._since = self.front.network.seconds()
-            if self._closing:
+            if self.closing:
                 self.close()
             elif not self._reading or self.answer_blocked:
                 self.flow()
