@@ -12,6 +12,7 @@ TLS comes from :mod:`wcfrelay.net.tls` in the form that each of the two takes.
 from __future__ import annotations
 
 import asyncio
+import os
 import socket
 import ssl
 from collections.abc import Callable, Coroutine, Iterable
@@ -25,7 +26,7 @@ from zope.interface import implementer
 from wcfrelay.errors import GatewayUnreachableError
 from wcfrelay.net.tls import ClientTls, ServerTls
 
-__all__ = ["Listening", "Network", "Stream", "Transport", "tune_transport"]
+__all__ = ["Listening", "Network", "Stream", "Transport", "Writer", "direct_writer", "tune_transport"]
 
 _T = TypeVar("_T", bound="Stream")
 _BACKLOG = 4096
@@ -226,6 +227,59 @@ def tune_transport(transport: Any) -> None:
     lowat = getattr(socket, "TCP_NOTSENT_LOWAT", None)
     if lowat is not None:
         sock.setsockopt(socket.IPPROTO_TCP, lowat, _NOTSENT_LOWAT)
+
+
+class Writer(Protocol):
+    """The writing part of a :class:`Transport`."""
+
+    def write(self, data: bytes | bytearray | memoryview) -> None: ...
+    def writelines(self, list_of_data: Iterable[bytes | bytearray | memoryview]) -> None: ...
+
+
+def direct_writer(transport: Any, call_soon: Callable[[Callable[[], None]], Any]) -> Writer:
+    """A writer for the transport that sends at once what the kernel takes, where that is possible.
+
+    A loop's transport writes at the end of the turn, after all that was read has been worked through. On a connection
+    that carries many calls, the peer then waits for the whole turn, and we for its: the two processes take turns
+    instead of working side by side (measured: a tenth to a half more calls per second at 32 connections). Whoever uses
+    the writer sends everything through it.
+    """
+    sock = transport.get_extra_info("socket")
+    plain = transport.get_extra_info("sslcontext") is None
+    if sock is None or not plain or os.name != "posix" or isinstance(transport, ReactorAdapter):
+        return transport  # type: ignore[no-any-return]
+    return _DirectWriter(transport, sock.fileno(), call_soon)
+
+
+class _DirectWriter:
+    __slots__ = ("_call_soon", "_descriptor", "_spilled", "_transport")
+
+    def __init__(self, transport: Any, descriptor: int, call_soon: Callable[[Callable[[], None]], Any]) -> None:
+        self._transport = transport
+        self._descriptor = descriptor
+        self._call_soon = call_soon
+        self._spilled = False
+        """Something went through the transport in this turn; until the next, uvloop does not count it as waiting."""
+
+    def write(self, data: bytes | bytearray | memoryview) -> None:
+        self.writelines((data,))
+
+    def writelines(self, list_of_data: Iterable[bytes | bytearray | memoryview]) -> None:
+        transport, pieces = self._transport, tuple(list_of_data)
+        if self._spilled or transport.get_write_buffer_size() or transport.is_closing():
+            transport.writelines(pieces)
+            return
+        try:
+            sent = os.writev(self._descriptor, pieces)
+        except OSError:  # full, or broken: the transport waits, or finds out
+            sent = 0
+        if sent < sum(map(len, pieces)):
+            self._spilled = True
+            transport.write(memoryview(b"".join(pieces))[sent:])
+            self._call_soon(self._settled)
+
+    def _settled(self) -> None:
+        self._spilled = False
 
 
 async def _from_loop(loop: asyncio.AbstractEventLoop, work: Coroutine[Any, Any, Any]) -> Any:

@@ -31,7 +31,7 @@ from struct import Struct
 from typing import Protocol
 
 from wcfrelay.net.exchange import Headers
-from wcfrelay.net.network import Network, Transport
+from wcfrelay.net.network import Network, Transport, Writer, direct_writer
 from wcfrelay.net.timers import Deadline, Timers
 
 try:
@@ -51,6 +51,8 @@ _CLOSE_TIMEOUT = 5.0
 _COLLECTED = 64 * 1024
 """Bytes of frames after which they are written without waiting for the end of the loop turn, so that the
 transport can say stop."""
+_COLLECTED_FRAMES = 16
+"""Frames after which they are written likewise, so that the peer begins to work while we go on."""
 _JOINED = 8 * 1024
 """Payload up to which one buffer with header and payload is cheaper than two."""
 _MASKS = 256
@@ -122,6 +124,7 @@ class WebSocket:
         "_timers",
         "_told",
         "_transport",
+        "_writer",
         "_writing_paused",
         "app",
         "response_headers",
@@ -149,6 +152,7 @@ class WebSocket:
         self._random_bytes = random_bytes
         self._max_piece = max_piece
         self._transport: Transport | None = None
+        self._writer: Writer | None = None
         self._state = _OPEN
         self._told = False
         # inwards
@@ -187,6 +191,7 @@ class WebSocket:
         """
         transport.set_protocol(self)
         self._transport = transport
+        self._writer = direct_writer(transport, self._network.call_soon)
         if self._state == _DONE:
             transport.abort()
             return
@@ -199,7 +204,7 @@ class WebSocket:
             transport.resume_reading()
 
     def send(self, opcode: int, data: bytes, fin: bool = True) -> None:
-        """Send one frame. The frames of one loop turn leave in one write."""
+        """Send one frame. The frames of one loop turn are collected, and leave in few writes."""
         if self._state:
             return
         length = len(data)
@@ -221,7 +226,7 @@ class WebSocket:
             self._collected.append(head)
             self._collected.append(data)
         self._collected_bytes += length + 14
-        if self._collected_bytes >= _COLLECTED:
+        if self._collected_bytes >= _COLLECTED or len(self._collected) >= _COLLECTED_FRAMES:
             self._flush()
         elif not self._scheduled:
             self._scheduled = True
@@ -287,6 +292,7 @@ class WebSocket:
 
     def connection_made(self, transport: Transport) -> None:
         self._transport = transport
+        self._writer = direct_writer(transport, self._network.call_soon)
 
     def data_received(self, data: bytes) -> None:
         if self._state == _DONE:
@@ -363,7 +369,7 @@ class WebSocket:
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._state = _DONE
-        self._transport = None
+        self._transport = self._writer = None
         self._forget()
         self._tell(1006, str(exc) if exc is not None else "")
 
@@ -460,17 +466,17 @@ class WebSocket:
 
     def _flush(self) -> None:
         self._scheduled = False
-        frames, transport = self._collected, self._transport
-        if transport is None or not frames:
+        frames, writer = self._collected, self._writer
+        if writer is None or not frames:
             return
         size, self._collected, self._collected_bytes = self._collected_bytes, [], 0
         if len(frames) == 1:
-            transport.write(frames[0])
+            writer.write(frames[0])
         elif size < _COLLECTED:
             # One buffer: a transport that encrypts makes a record of every buffer.
-            transport.write(b"".join(frames))
+            writer.write(b"".join(frames))
         else:
-            transport.writelines(frames)
+            writer.writelines(frames)
 
     def _send_close(self, code: int, reason: str) -> None:
         payload = b""
