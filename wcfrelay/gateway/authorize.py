@@ -25,6 +25,8 @@ class Authorizer:
         self._hosts = hosts
         self.grace = grace
         self._rules: dict[str, tuple[Rule, ...]] = {}
+        self.epoch = 0
+        """Counts changes of the rules; a grant from before one may not hold after it."""
         self._good: dict[tuple[str, str, Right], tuple[Grant, bool]] = {}
         """Grants by token, entity and right; whether one covers the whole entity, or must be asked for each target."""
 
@@ -32,6 +34,7 @@ class Authorizer:
         """Replace the rules at ``path`` ("" is the namespace)."""
         self._rules[path] = tuple(rules)
         self._good.clear()
+        self.epoch += 1
 
     def authorize(self, token: str | None, entity: str, target: tuple[str, ...], right: Right) -> Grant:
         """The grant by which ``token`` allows ``right`` on ``target``, the segments of the relay path ``entity`` or of
@@ -61,6 +64,10 @@ class Authorizer:
             self._good.clear()
         self._good[(token, entity, right)] = grant, len(grant.segments) <= len(segments)
         return grant
+
+    def still_good(self, grant: Grant) -> None:
+        """:raises ExpiredTokenError: a grant given before has run out."""
+        grant.check_expiry(self._now(), self.grace)
 
     def _named(self, name: str, entity: tuple[str, ...]) -> Iterator[Rule]:
         for count in range(len(entity), -1, -1):

@@ -27,7 +27,8 @@ from wcfrelay.errors import (
 from wcfrelay.gateway.faces.http import refuse
 from wcfrelay.gateway.relays import Relay
 from wcfrelay.gateway.rendezvous import Ids, Rendezvous
-from wcfrelay.net.http1.exchange import ServerExchange
+from wcfrelay.net.exchange import header
+from wcfrelay.net.http1.exchange import ServerExchange, answer_head
 from wcfrelay.net.timers import Deadline, Timers
 from wcfrelay.net.websocket import BINARY, CONTINUATION, TEXT, WebSocket
 from wcfrelay.wire.hybrid import (
@@ -40,14 +41,22 @@ from wcfrelay.wire.hybrid import (
     decode_command,
     encode_command,
     listed_headers,
+    remote_text,
     rendezvous_query,
+    repeated_request,
     request_headers,
+    request_parts,
+    response_parts,
 )
 
 __all__ = ["HybridCall", "HybridLink", "LinkServices", "RendezvousSocket"]
 
 log = Logger()
 
+_KNOWN_ANSWERS = 1024
+_KNOWN_LENGTH = 2048
+_KNOWN_HOSTS = 16
+"""Heads of answers that are remembered, bytes of one, and hosts for each."""
 _MESSAGE_LIMIT = 4 * CONTROL_LIMIT
 """Bytes of one control message: 64 KiB of headers may take more as JSON text."""
 
@@ -64,8 +73,37 @@ class LinkServices:
     rendezvous_seconds: float
     pending_limit: int
     overdue: Overdue
+    answers: dict[bytes, KnownAnswer] = field(default_factory=dict)
+    """Heads of answers by their text behind the request's id: services answer many requests with the very same."""
     sockets: set[WebSocket] = field(default_factory=set)
     """All open WebSockets of listeners."""
+
+    def learn(self, text: bytes, response: Response) -> KnownAnswer | None:
+        """Remember the head of an answer, unless it is long."""
+        if len(text) > _KNOWN_LENGTH:
+            return None
+        if len(self.answers) >= _KNOWN_ANSWERS:
+            self.answers.clear()
+        known = self.answers[text] = KnownAnswer(response)
+        return known
+
+
+class KnownAnswer:
+    """The head of an answer that may come again, and how it reads as HTTP, by the host that the sender called."""
+
+    __slots__ = ("heads", "response", "status")
+
+    def __init__(self, response: Response) -> None:
+        self.response = response
+        self.status = 0
+        self.heads: dict[str, bytes] = {}
+
+    def prepare(self, host: str, status: int, reason: str, headers: list[tuple[str, str]]) -> None:
+        """Render the head, where its body decides its length and it has its own Date."""
+        if status in (204, 304) or header(headers, "date") is None or len(self.heads) >= _KNOWN_HOSTS:
+            return
+        self.status = status
+        self.heads[host] = answer_head(status, reason, headers)
 
 
 class Overdue:
@@ -124,12 +162,14 @@ class HybridLink:
         self.calls: dict[str, HybridCall] = {}
         """Calls whose request went, or waits to go, over the control channel, and those waiting to be dialled."""
         self._address = f"{base}/$hc/{quote(relay.path)}?{rendezvous_query('request')}"
+        self.opening = self._address.encode()
+        """The rendezvous address up to the id."""
         self._on_command = on_command
         self._on_closed = on_closed
         self._backlog: dict[str, HybridCall] = {}
         self._text: list[bytes] = []
         self._size = 0
-        self._answering: tuple[HybridCall | None, Response] | None = None
+        self._answering: tuple[HybridCall | None, Response, KnownAnswer | None] | None = None
         """The response whose binary message is expected next; its call is None when nobody waits any more."""
         self._binary = False
         self._over = False
@@ -190,6 +230,16 @@ class HybridLink:
                 self._command(whole)
 
     def _command(self, data: bytes) -> None:
+        parts = response_parts(data)
+        if parts is not None and self._answering is None:
+            known = self.services.answers.get(parts[1])
+            if known is not None:
+                call = self.calls.get(parts[0].decode("ascii", "replace"))
+                if known.response.body:
+                    self._answering = (call, known.response, known)
+                elif call is not None:
+                    call.answer(known.response, b"", known)
+                return
         try:
             command = decode_command(data)
         except ProtocolError as error:
@@ -203,19 +253,20 @@ class HybridLink:
             self.close(1002, "the binary message of the response before is missing")
             return
         call = self.calls.get(response.requestId)
+        known = self.services.learn(parts[1], response) if parts is not None else None
         if response.body:
-            self._answering = (call, response)
+            self._answering = (call, response, known)
         elif call is not None:
-            call.answer(response, b"")
+            call.answer(response, b"", known)
 
     def _answered(self, body: bytes) -> None:
         answering, self._answering = self._answering, None
         if answering is None:
             self.close(1002, "a binary message without a response before it")
             return
-        call, response = answering
+        call, response, known = answering
         if call is not None:
-            call.answer(response, body)
+            call.answer(response, body, known)
 
     def closed(self, code: int, reason: str) -> None:
         self.services.sockets.discard(self.websocket)
@@ -303,7 +354,15 @@ class HybridCall:
         body = parts[0] if len(parts) == 1 else b"".join(parts)
         self.sent = True
         self.since = link.services.now()
-        websocket.send_text(encode_command(Command(request=self._request(address, len(body) > 0))))
+        head = self.exchange.head
+        if head is not None and head.plan is not None:
+            plan = head.plan
+            if plan.command is None:
+                plan.command = request_parts(self._request(address, len(body) > 0))
+            remote = remote_text(self.exchange.remote)
+            websocket.send_text(repeated_request(link.opening, self.id.encode(), remote, plan.command))
+        else:
+            websocket.send_text(encode_command(Command(request=self._request(address, len(body) > 0))))
         if body:
             websocket.send_binary(body)
 
@@ -362,14 +421,22 @@ class HybridCall:
 
     # -- the answer
 
-    def answer(self, response: Response, body: bytes) -> None:
+    def answer(self, response: Response, body: bytes, known: KnownAnswer | None = None) -> None:
         """The whole answer came over the control channel."""
+        exchange = self.exchange
+        if known is not None and exchange.plain:
+            prepared = known.heads.get(exchange.host)
+            if prepared is not None:
+                exchange.respond_prepared(known.status, prepared, body)
+                self.end()
+                return
         try:
             status, reason, headers = self._head(response)
         except RelayError as error:
             self.fail(error)
             return
-        exchange = self.exchange
+        if known is not None:
+            known.prepare(exchange.host, status, reason, headers)
         if exchange.method == "HEAD":
             exchange.start(status, reason, headers, response.bodyLength)
             exchange.finish()

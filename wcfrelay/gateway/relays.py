@@ -108,6 +108,8 @@ class Relays:
         self._routes: dict[str, tuple[Relay, tuple[str, ...]]] = {}
         self._stats: dict[str, RelayStats] = {}
         self._stats_limit = stats_limit
+        self.epoch = 0
+        """Counts changes; what was found before one may not hold after it."""
         self._depths: Counter[int] = Counter()
         """How many relays have how many segments: no request needs a longer prefix tried."""
 
@@ -147,12 +149,14 @@ class Relays:
             stats = self._stats[path] = RelayStats()
         relay = Relay(path, segments, dynamic, response_timeout, requires_client_authorization, stats)
         self._relays[segments] = relay
+        self.epoch += 1
         self._depths[len(segments)] += 1
         self._routes.clear()
         return relay
 
     def remove(self, relay: Relay) -> None:
         if self._relays.pop(relay.segments, None) is not None:
+            self.epoch += 1
             self._depths[len(relay.segments)] -= 1
             self._depths += Counter()  # forgets depths that no relay has
             self._routes.clear()

@@ -44,8 +44,12 @@ __all__ = [
     "joined_headers",
     "listed_headers",
     "parse_target",
+    "remote_text",
     "rendezvous_query",
+    "repeated_request",
     "request_headers",
+    "request_parts",
+    "response_parts",
     "strip_relay_query",
 ]
 
@@ -134,6 +138,47 @@ _decoder = msgspec.json.Decoder(Command)
 def encode_command(command: Command) -> bytes:
     """The text message of a command."""
     return _encoder.encode(command)
+
+
+def request_parts(request: Request) -> tuple[bytes, bytes]:
+    """The text of a `request` command without ``address``, ``id`` and ``remoteEndpoint``: what stands before that and
+    after it, the same for every request with the same head. See :func:`repeated_request`."""
+    members = msgspec.json.decode(_encoder.encode(request))
+    for own in ("address", "id", "remoteEndpoint"):
+        members.pop(own, None)
+    before = {name: members.pop(name) for name in ("requestTarget", "method")}
+    return _encoder.encode(before)[1:-1], _encoder.encode(members)[1:-1]
+
+
+def repeated_request(address: bytes, request_id: bytes, remote: bytes, parts: tuple[bytes, bytes]) -> bytes:
+    """The text of a `request` command from :func:`request_parts`. ``address`` is the rendezvous address up to its id,
+    ``remote`` from :func:`remote_text`; neither has a character that JSON escapes."""
+    return b'{"request":{"address":"%b%b","id":"%b",%b,%b,%b}}' % (
+        address,
+        request_id,
+        request_id,
+        parts[0],
+        remote,
+        parts[1],
+    )
+
+
+@lru_cache(4096)
+def remote_text(remote: tuple[str, int]) -> bytes:
+    """The ``remoteEndpoint`` member of a sender's address."""
+    return b'"remoteEndpoint":' + _encoder.encode(RemoteEndpoint(*remote))
+
+
+def response_parts(data: bytes) -> tuple[bytes, bytes] | None:
+    """The id of a `response` command that begins with it, and the text behind it, which is the same for every answer
+    with the same head; None when it is written in another way."""
+    if not data.startswith(_RESPONSE):
+        return None
+    end = data.find(b'"', len(_RESPONSE))
+    return data[len(_RESPONSE) : end], data[end:]
+
+
+_RESPONSE = b'{"response":{"requestId":"'
 
 
 def decode_command(data: bytes) -> Command:

@@ -7,6 +7,7 @@ path selects a relay, the token is judged, a listener is chosen, and the exchang
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from wcfrelay.errors import EndpointNotFoundError, ListenerGoneError, NoListenerError, RelayError
@@ -15,15 +16,28 @@ from wcfrelay.gateway.metrics import Recorder
 from wcfrelay.gateway.relays import Relay, Relays
 from wcfrelay.gateway.rendezvous import Ids
 from wcfrelay.net.http1.exchange import ServerExchange
-from wcfrelay.sas import Right
+from wcfrelay.sas import Grant, Right
 from wcfrelay.wire.hybrid import strip_relay_query
 from wcfrelay.wire.soap import error_answer
 
-__all__ = ["HttpFace", "refuse", "tracking_suffix"]
+__all__ = ["HttpFace", "Plan", "refuse", "tracking_suffix"]
 
 _NOTHING: frozenset[str] = frozenset()
 _RELAY_HEADER = frozenset({"servicebusauthorization"})
 _BOTH_HEADERS = frozenset({"servicebusauthorization", "authorization"})
+
+
+@dataclass(slots=True)
+class Plan:
+    """What was decided about a request, good for every other with the same head until relays or rules change."""
+
+    epochs: tuple[int, int]
+    relay: Relay
+    grant: Grant | None
+    target: str
+    drop: frozenset[str]
+    command: tuple[bytes, bytes] | None = None
+    """The parts of its `request` command that are the same each time."""
 
 
 class HttpFace:
@@ -65,7 +79,17 @@ class HttpFace:
             self._hybrid(exchange)
             return
         relay: Relay | None = None
+        head = exchange.head
         try:
+            plan = head.plan if head is not None else None
+            if plan is not None and plan.epochs == (self._relays.epoch, self._authorizer.epoch):
+                relay = plan.relay
+                if plan.grant is not None:
+                    self._authorizer.still_good(plan.grant)
+                link = relay.choose(self._pending)
+                self._recorder.begun(exchange, relay, link.id)
+                link.carry(exchange, plan.target, plan.drop)
+                return
             query_token = None
             if "?" in target:
                 target, query_token = strip_relay_query(target)
@@ -73,6 +97,7 @@ class HttpFace:
             if relay is None:
                 raise EndpointNotFoundError()
             drop = _NOTHING
+            grant = None
             lower = exchange.lower
             token = query_token
             if "servicebusauthorization" in lower:
@@ -83,7 +108,9 @@ class HttpFace:
                 if token is None and "authorization" in lower:
                     token = lower["authorization"][1]
                     drop = _BOTH_HEADERS
-                self._authorizer.authorize(token, relay.path, segments, Right.SEND)
+                grant = self._authorizer.authorize(token, relay.path, segments, Right.SEND)
+            if head is not None:
+                head.plan = Plan((self._relays.epoch, self._authorizer.epoch), relay, grant, target, drop)
             link = relay.choose(self._pending)
         except NoListenerError:
             refuse(exchange, self._no_listener(), relay.path if relay else "")

@@ -22,6 +22,33 @@ _STATUS_LINES = {
 }
 
 
+def answer_head(status: int, reason: str, headers: Iterable[tuple[str, str]]) -> bytes:
+    """Status line and fields as they go out, for :meth:`ServerExchange.respond_prepared`."""
+    return _opening(status, reason, headers).encode("latin-1", "replace")
+
+
+def _opening(status: int, reason: str, headers: Iterable[tuple[str, str]]) -> str:
+    line = _STATUS_LINES.get((status, reason)) or f"HTTP/1.1 {status} {reason}\r\n"
+    return line + "".join([f"{name}: {value}\r\n" for name, value in headers])
+
+
+class RequestHead:
+    """The head of a request that came before, and what follows from it alone.
+
+    ``plan`` is a place for whoever takes exchanges.
+    """
+
+    __slots__ = ("attributes", "length", "plan")
+
+    def __init__(self, exchange: ServerExchange) -> None:
+        self.attributes = {name: getattr(exchange, name) for name in _OF_THE_HEAD}
+        self.length: int = exchange.length or 0
+        self.plan: Any = None
+
+
+_OF_THE_HEAD = ("method", "target", "headers", "lower", "host", "origin", "length", "head_bytes")
+
+
 class ServerExchange:
     """An :class:`~wcfrelay.net.exchange.Exchange` carried by an HTTP/1.1 connection."""
 
@@ -65,14 +92,23 @@ class ServerExchange:
     _answer_silent = False
     _answer_left: int | None = None
 
-    def __init__(self, connection: HttpConnection, method: str, target: str) -> None:
+    method = ""
+    target = ""
+    headers: list[tuple[str, str]]
+    lower: dict[str, tuple[str, str]]
+    """The first field of each name, by lower-case name."""
+    head: RequestHead | None = None
+    """What is remembered of the head, where it came before."""
+
+    def __init__(self, connection: HttpConnection, head: RequestHead | None = None) -> None:
         self._connection = connection
-        self.method = method
-        self.target = target
-        self.headers: list[tuple[str, str]] = []
-        self.lower: dict[str, tuple[str, str]] = {}
-        """The first field of each name, by lower-case name."""
         self._held: list[bytes] = []
+        if head is None:
+            self.headers = []
+            self.lower = {}
+        else:
+            self.head = head
+            self.__dict__.update(head.attributes)
 
     # -- request side
 
@@ -146,6 +182,30 @@ class ServerExchange:
             responder.body_ended()
         self._connection.flow()
 
+    @property
+    def usual(self) -> bool:
+        """Nothing about the head asks for anything but an ordinary answer on a connection that stays."""
+        return (
+            self.keep_alive
+            and not self.http_1_0
+            and not self.upgrade
+            and not self.expects_continue
+            and self.length is not None
+            and self.method != "HEAD"
+        )
+
+    @property
+    def plain(self) -> bool:
+        """:meth:`respond_prepared` will do."""
+        return self.head is not None and self._body_over and not self._connection.closing
+
+    def whole(self, body: bytes) -> None:
+        """Called by the connection: the body came with the head."""
+        if body:
+            self._held.append(body)
+            self.received = len(body)
+        self._body_over = True
+
     def body_piece(self, data: bytes) -> None:
         """Called by the connection."""
         self.received += len(data)
@@ -178,6 +238,17 @@ class ServerExchange:
         head = self._head(status, reason, headers, len(body), silent)
         self.sent = 0 if silent else len(body)
         self._connection.write(head if silent else b"".join((head, body)))
+        self._finish()
+
+    def respond_prepared(self, status: int, head: bytes, body: bytes) -> None:
+        """:meth:`respond` with a head that was rendered before, Date and all but the length, to a :attr:`plain`
+        exchange."""
+        if self._started or self._finished:
+            return
+        self._started = True
+        self.status = status
+        self.sent = len(body)
+        self._connection.write(b"%bContent-Length: %d\r\n\r\n%b" % (head, len(body), body))
         self._finish()
 
     def start(self, status: int, reason: str, headers: Iterable[tuple[str, str]], length: int | None) -> None:
@@ -261,8 +332,7 @@ class ServerExchange:
         self._started = True
         self.status = status
         connection = self._connection
-        line = _STATUS_LINES.get((status, reason)) or f"HTTP/1.1 {status} {reason}\r\n"
-        head = line + "".join([f"{name}: {value}\r\n" for name, value in headers])
+        head = _opening(status, reason, headers)
         if "\nDate: " not in head and "\ndate: " not in head:
             head += connection.front.date()
         if length is not None:

@@ -28,7 +28,7 @@ from typing import Any
 
 import httptools
 
-from wcfrelay.net.http1.exchange import ServerExchange
+from wcfrelay.net.http1.exchange import RequestHead, ServerExchange
 from wcfrelay.net.network import Network, Transport, tune_transport
 from wcfrelay.net.timers import Deadline, Timers
 
@@ -42,6 +42,8 @@ _GOODBYE = 1.0
 _REMEMBERED = 1024
 _REMEMBERED_LENGTH = 64
 """Field names remembered, and characters of one."""
+_REMEMBERED_HEAD = 4 * 1024
+"""Bytes of a request's head up to which it is remembered."""
 _HOST = re.compile(r"[A-Za-z0-9._~-]{1,255}(:[0-9]{1,5})?|\[[0-9A-Fa-f:.]{2,45}\](:[0-9]{1,5})?")
 
 _IDLE, _HEAD, _OPEN, _CLOSED = range(4)
@@ -96,6 +98,9 @@ class HttpFront:
         """Field names as text and in lower case, remembered because few names make up nearly all fields."""
         self.origins: dict[str, str] = {}
         """``scheme://host`` by the Host fields seen, all valid."""
+        self.heads: dict[bytes, RequestHead] = {}
+        """Heads of requests as they came. The next request of a client, or of its like, often has the very same one:
+        nothing of it needs to be parsed, or decided, again."""
         self._date = (0, "")
 
     def make(self) -> HttpConnection:
@@ -221,6 +226,13 @@ class HttpConnection:
         phase = self._phase
         if phase == _CLOSED:
             return
+        first = phase == _IDLE
+        if first and not self.answer_blocked:
+            end = data.find(b"\r\n\r\n") + 4
+            head = self.front.heads.get(data[:end])
+            if head is not None and len(data) == end + head.length and not self.closing:
+                self._repeated(head, data[end:])
+                return
         # The deadlines of a head, and of a body that is dropped, are for all of it, not for each byte.
         if phase != _HEAD and (self._current is not None or self._parsing is None):
             self._since = self.front.network.seconds()
@@ -245,6 +257,8 @@ class HttpConnection:
         if phase == _HEAD and self._phase != _HEAD:
             self._since = self.front.network.seconds()
         if self._fresh:
+            if first:
+                self._learn(data)
             self._take()
         if self._phase == _HEAD:
             limits = self.front.limits
@@ -254,6 +268,32 @@ class HttpConnection:
                 self._refuse(431, "request head too large")
         elif self._waiting or not (self._parsing is None or self._parsing.wants_body):
             self.flow()
+
+    def _repeated(self, head: RequestHead, body: bytes) -> None:
+        """A whole request, byte for byte with a head that the parser has accepted before."""
+        self._since = now = self.front.network.seconds()
+        self._phase = _OPEN
+        self._current = exchange = ServerExchange(self, head)
+        exchange.started_at = now
+        exchange.whole(body)
+        self.front.take(exchange)
+
+    def _learn(self, data: bytes) -> None:
+        """Remember the head of a request that came whole in one read, if there is nothing unusual about it."""
+        exchange, heads = self._current, self.front.heads
+        end = data.find(b"\r\n\r\n") + 4
+        if (
+            exchange is not None
+            and exchange.body_at_hand
+            and exchange.usual
+            and not self._waiting
+            and end <= _REMEMBERED_HEAD
+            and len(data) == end + exchange.received
+            and 65 <= data[0] <= 90
+        ):
+            if len(heads) >= _REMEMBERED:
+                heads.clear()
+            heads[data[:end]] = exchange.head = RequestHead(exchange)
 
     def _take(self) -> None:
         """Hand the current exchange on, once all that was read has been parsed: often its whole body is there."""
@@ -307,7 +347,7 @@ class HttpConnection:
         self._target = b""
         self._fields = []
         if self._resumed is None:
-            self._parsing = ServerExchange(self, "", "")
+            self._parsing = ServerExchange(self)
 
     def on_header(self, name: bytes, value: bytes) -> None:
         exchange = self._parsing
