@@ -27,9 +27,11 @@ from twisted.logger import Logger
 from wcfrelay.errors import ListenerGoneError, PayloadTooLargeError, ProtocolError, RelayError
 from wcfrelay.listener.dispatch import Dispatcher
 from wcfrelay.listener.exchange import RelayedExchange
+from wcfrelay.net.exchange import Headers
+from wcfrelay.net.repeats import RepeatedFields, Repeats
 from wcfrelay.net.timers import Deadline, Timers
 from wcfrelay.net.websocket import BINARY, CONTINUATION, TEXT, WebSocket
-from wcfrelay.wire.hybrid import CONTROL_LIMIT, Accept, Command, Request, decode_command
+from wcfrelay.wire.hybrid import CONTROL_LIMIT, Accept, Command, Request, cut_request, decode_command
 
 __all__ = ["KEEP_ALIVE", "Calls", "ControlChannel", "Rendezvous"]
 
@@ -40,6 +42,9 @@ _ARRIVAL = 30.0
 """Seconds for the `request` to come on a rendezvous that was dialled for it."""
 _COMMAND_QUOTA = 4 * CONTROL_LIMIT
 """Bytes of one command: 64 KiB of headers and target, and the escapes of JSON."""
+
+_REPEATS, _REPEATED = 1024, 4096
+"""Requests that are remembered, and bytes of one."""
 
 _log = Logger("wcfrelay.listener")
 
@@ -70,6 +75,10 @@ class Calls:
         """Dialled for a request that has not come yet."""
         self.rendezvous: set[Rendezvous] = set()
         """All, from dialling until closed."""
+        self.requests: dict[bytes, KnownRequest] = {}
+        """Requests by their text behind address and id: senders ask the very same again and again."""
+        self.answers: Repeats[bytes] = Repeats()
+        """The text of `response` commands behind the id, by their fields."""
         self._open_socket = open_socket
         self._max_calls = max_calls
         self._dials: set[Deferred[None]] = set()
@@ -125,6 +134,12 @@ class Calls:
             self._waiting = None
             deadline.cancel()
 
+    def learn(self, text: bytes, request: Request) -> None:
+        """Remember a request by its text behind address and id."""
+        if len(self.requests) >= _REPEATS:
+            self.requests.clear()
+        self.requests[text] = KnownRequest(request)
+
     async def drain(self, grace: float) -> None:
         """Refuse new calls and wait, at most ``grace`` seconds, for those in flight; what is left then fails."""
         self.closing = True
@@ -142,6 +157,29 @@ class Calls:
         for rendezvous in list(self.rendezvous):
             rendezvous.close()
         await self._until(lambda: not self.rendezvous, patience)
+
+
+class KnownRequest:
+    """A whole request that may come again, and its header fields: the same list each time."""
+
+    __slots__ = ("_request", "headers")
+
+    def __init__(self, request: Request) -> None:
+        self._request = request
+        self.headers = RepeatedFields((request.requestHeaders or {}).items())
+
+    def request(self, address: str, request_id: str) -> Request:
+        known = self._request
+        return Request(
+            address=address,
+            id=request_id,
+            requestTarget=known.requestTarget,
+            method=known.method,
+            requestHeaders=known.requestHeaders,
+            body=known.body,
+            origin=known.origin,
+            bodyLength=known.bodyLength,
+        )
 
 
 class _CommandSocket:
@@ -208,7 +246,17 @@ class _CommandSocket:
             raise PayloadTooLargeError("A command is too large.")
         if self._receiving is not None:
             raise ProtocolError("A command came before the end of a request body.")
-        self._command(decode_command(data))
+        cut = cut_request(data)
+        known = self._calls.requests.get(cut[2]) if cut is not None else None
+        if cut is None or known is None:
+            command = decode_command(data)
+            request = command.request
+            if cut is not None and request is not None and request.body is not UNSET and len(data) <= _REPEATED:
+                self._calls.learn(cut[2], request)
+            self._command(command)
+        else:
+            address, request_id, _ = cut
+            self._known_request(known, address.decode(), request_id.decode())
 
     def _binary_piece(self, data: bytes, fin: bool) -> None:
         exchange = self._receiving
@@ -222,6 +270,10 @@ class _CommandSocket:
 
     def _command(self, command: Command) -> None:
         raise NotImplementedError
+
+    def _known_request(self, known: KnownRequest, address: str, request_id: str) -> None:
+        """A whole request that came before, but for its id."""
+        self._command(Command(request=known.request(address, request_id)))
 
     def _break(self, code: int, error: RelayError) -> None:
         _log.error("The gateway broke the protocol of the listener: {error}", error=error)
@@ -255,10 +307,13 @@ class ControlChannel(_CommandSocket):
         if accept is not None and not self._calls.full(self.unsent):
             self._reject(accept)
 
-    def _small_request(self, request: Request) -> None:
+    def _known_request(self, known: KnownRequest, address: str, request_id: str) -> None:
+        self._small_request(known.request(address, request_id), known.headers)
+
+    def _small_request(self, request: Request, headers: Headers | None = None) -> None:
         if not request.method:
             raise ProtocolError("A request has no method.")
-        exchange = RelayedExchange(self._calls, request, channel=self)
+        exchange = RelayedExchange(self._calls, request, channel=self, headers=headers)
         if self._calls.full(self.unsent):
             exchange.refuse()
         else:

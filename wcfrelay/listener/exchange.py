@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable
 from enum import Enum
 from typing import TYPE_CHECKING, Any
 
+from msgspec.structs import replace
 from twisted.logger import Logger
 
 from wcfrelay.errors import (
@@ -20,8 +21,18 @@ from wcfrelay.errors import (
     ServerBusyError,
 )
 from wcfrelay.net.exchange import Headers, Responder
+from wcfrelay.net.repeats import RepeatedFields
 from wcfrelay.net.timers import Deadline
-from wcfrelay.wire.hybrid import CONTROL_LIMIT, Command, Request, Response, encode_command, joined_headers
+from wcfrelay.wire.hybrid import (
+    CONTROL_LIMIT,
+    Command,
+    Request,
+    Response,
+    encode_command,
+    joined_headers,
+    repeated_response,
+    response_parts,
+)
 from wcfrelay.wire.soap import error_answer
 
 if TYPE_CHECKING:
@@ -29,6 +40,8 @@ if TYPE_CHECKING:
 
 __all__ = ["RelayedExchange"]
 
+_ROOM_FOR_ID = 1024
+"""Bytes of a `response` command before its text that repeats, at most; longer ids take the general way."""
 _COALESCING = 2.0
 """Seconds that a streamed answer may take to end before it takes a rendezvous (§2)."""
 _BODY_QUOTA = CONTROL_LIMIT + 4 * 1024
@@ -70,6 +83,7 @@ class RelayedExchange:
         "_pieces_bytes",
         "_progress",
         "_rendezvous",
+        "_repeats",
         "_responder",
         "_response",
         "headers",
@@ -87,10 +101,15 @@ class RelayedExchange:
         *,
         channel: ControlChannel | None = None,
         rendezvous: Rendezvous | None = None,
+        headers: Headers | None = None,
     ) -> None:
+        self._repeats = headers is not None
+        """The request came before, so its id has no characters that JSON escapes."""
+        if headers is None:
+            headers = list(request.requestHeaders.items()) if request.requestHeaders else []
         self.method: str = request.method
         self.target: str = request.requestTarget
-        self.headers: Headers = list(request.requestHeaders.items()) if request.requestHeaders else []
+        self.headers: Headers = headers
         self.length: int | None = request.bodyLength if request.body is True else 0
         self.origin: str = request.origin or calls.origin
         self.tracking_id: str = request.id
@@ -215,8 +234,21 @@ class RelayedExchange:
     # -- the answer
 
     def respond(self, status: int, reason: str, headers: Iterable[tuple[str, str]], body: bytes) -> None:
-        if self._answer is _Answer.NONE:
-            self._send_whole(self._head(status, reason, headers, len(body)), body)
+        if self._answer is not _Answer.NONE:
+            return
+        answers = self._calls.answers
+        tail = answers.get(headers, status, reason)
+        channel = self._channel if self._repeats and self.method != "HEAD" else None
+        if tail is not None and body and channel and len(tail) + len(body) <= CONTROL_LIMIT - _ROOM_FOR_ID:
+            channel.send_response(repeated_response(self.tracking_id.encode(), tail), body)
+            self._complete()
+            return
+        response = self._head(status, reason, headers, len(body))
+        if tail is None and response.body and type(headers) is RepeatedFields:
+            parts = response_parts(encode_command(Command(response=replace(response, bodyLength=None))))
+            if parts is not None:
+                answers.keep(parts[1], headers, status, reason)
+        self._send_whole(response, body)
 
     def start(self, status: int, reason: str, headers: Iterable[tuple[str, str]], length: int | None) -> None:
         if self._answer is not _Answer.NONE:

@@ -32,6 +32,7 @@ from wcfrelay.net.exchange import Exchange, header
 from wcfrelay.net.http1.client import ClientRequest, HttpClientError, HttpTimeoutError
 from wcfrelay.net.http1.pool import HttpPool
 from wcfrelay.net.network import Network
+from wcfrelay.net.repeats import RepeatedFields, Repeats
 from wcfrelay.net.timers import Timers
 from wcfrelay.net.tls import ClientTls
 from wcfrelay.wire.soap import error_answer
@@ -130,6 +131,10 @@ class ForwardDispatcher:
         self._cookie_path = urlsplit(self._public_url).path.rstrip("/") if public_url else self._relay_path
         names = _own_names() if _is_loopback(host) else ()
         self._aliases = (*aliases, *(f"{scheme}://{name}:{port}{path}" for name in names))
+        self.heads: Repeats[bytes] = Repeats()
+        """Heads of requests to the service, by the fields of the exchange."""
+        self.fields: Repeats[_Fields] = Repeats()
+        """Fields of answers to senders, by those of the service."""
         self._targets: dict[str, str] = {}
         self._maps: dict[str, AddressMap] = {}
         self._request_kinds: dict[str, int] = {}
@@ -325,10 +330,14 @@ class _Call:
 
     def _send(self, body: bytes | None, length: int | None) -> RelayError | None:
         exchange, forward = self._exchange, self._forward
+        pool, method = forward.pool, exchange.method
+        size = length if body is None else len(body)
         try:
-            self._request = forward.pool.request(
-                exchange.method, self.target, forward.request_fields(exchange), self, body=body, length=length
-            )
+            head = forward.heads.get(exchange.headers, method, self.target, exchange.origin, size)
+            if head is None:
+                head = pool.head(method, self.target, forward.request_fields(exchange), size)
+                forward.heads.keep(head, exchange.headers, method, self.target, exchange.origin, size)
+            self._request = pool.send(method, head, self, body=body, length=length)
         except RelayError as error:
             return error
         return None
@@ -383,7 +392,13 @@ class _Call:
 
     def response_started(self, status: int, reason: str, headers: list[tuple[str, str]], length: int | None) -> None:
         exchange = self._exchange
-        self._head = (status, reason, self._forward.answer_fields(headers, exchange.origin))
+        forward, origin = self._forward, exchange.origin
+        fields = forward.fields.get(headers, origin)
+        if fields is None:
+            fields = forward.answer_fields(headers, origin)
+            if type(headers) is RepeatedFields:
+                fields = forward.fields.keep(RepeatedFields(fields), headers, origin)
+        self._head = (status, reason, fields)
         self._length = length
         if exchange.method == "HEAD" or status == 204 or status == 304:
             self._start()

@@ -39,6 +39,7 @@ __all__ = [
     "RenewToken",
     "Request",
     "Response",
+    "cut_request",
     "decode_command",
     "encode_command",
     "joined_headers",
@@ -47,6 +48,7 @@ __all__ = [
     "remote_text",
     "rendezvous_query",
     "repeated_request",
+    "repeated_response",
     "request_headers",
     "request_parts",
     "response_parts",
@@ -169,6 +171,24 @@ def remote_text(remote: tuple[str, int]) -> bytes:
     return b'"remoteEndpoint":' + _encoder.encode(RemoteEndpoint(*remote))
 
 
+def cut_request(data: bytes) -> tuple[bytes, bytes, bytes] | None:
+    """Address, id and the text behind them of a `request` command that begins with the two, as :func:`encode_command`
+    writes it; None when it is written in another way."""
+    if not data.startswith(_REQUEST):
+        return None
+    end = data.find(_REQUEST_ID, len(_REQUEST))
+    start = end + len(_REQUEST_ID)
+    stop = data.find(b'"', start)
+    if end < 0 or b"\\" in data[:stop]:
+        return None
+    return data[len(_REQUEST) : end], data[start:stop], data[stop:]
+
+
+def repeated_response(request_id: bytes, tail: bytes) -> bytes:
+    """A `response` command from an id without characters that JSON escapes, and the text behind it."""
+    return _RESPONSE + request_id + tail
+
+
 def response_parts(data: bytes) -> tuple[bytes, bytes] | None:
     """The id of a `response` command that begins with it, and the text behind it, which is the same for every answer
     with the same head; None when it is written in another way."""
@@ -179,6 +199,8 @@ def response_parts(data: bytes) -> tuple[bytes, bytes] | None:
 
 
 _RESPONSE = b'{"response":{"requestId":"'
+_REQUEST = b'{"request":{"address":"'
+_REQUEST_ID = b'","id":"'
 
 
 def decode_command(data: bytes) -> Command:

@@ -22,12 +22,14 @@ One sweep a second looks after every wait, so that a call costs no timer and doe
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 import httptools
 
 from wcfrelay.errors import RelayError
 from wcfrelay.net.network import tune_transport
+from wcfrelay.net.repeats import RepeatedFields
 
 if TYPE_CHECKING:
     from wcfrelay.net.http1.pool import HttpPool
@@ -41,6 +43,7 @@ __all__ = [
     "ClientRequest",
     "HttpClientError",
     "HttpTimeoutError",
+    "KnownHead",
     "ResponseReceiver",
 ]
 
@@ -48,6 +51,8 @@ _HEADER_COUNT = 100
 _HEADER_BYTES = 64 * 1024
 _ONE_WRITE = 64 * 1024
 """Bytes of body up to which head and body are joined."""
+_REMEMBERED_HEAD = 2 * 1024
+"""Bytes of an answer's head up to which it is remembered."""
 _PAST_PARSER = 64 * 1024
 """Bytes of body still to come from which on they are passed on without going through the parser."""
 
@@ -218,6 +223,16 @@ class ClientRequest:
                 self.receiver.resume_request()
 
 
+@dataclass(frozen=True, slots=True)
+class KnownHead:
+    """The head of an answer that came before. Its fields are the same list each time."""
+
+    status: int
+    reason: str
+    headers: list[tuple[str, str]]
+    length: int
+
+
 class ClientConnection:
     """One connection to the server (a :class:`~wcfrelay.net.network.Stream`)."""
 
@@ -360,7 +375,20 @@ class ClientConnection:
         if self._direct:
             self._past_parser(request, data)
             return
+        first = not self._answered
         self._answered = True
+        if first and request._sent and request.method != "HEAD":
+            end = data.find(b"\r\n\r\n") + 4
+            known = self._pool.heads.get(data[:end])
+            if known is not None and len(data) == end + known.length:
+                self._started = True
+                receiver = request.receiver
+                receiver.response_started(known.status, known.reason, known.headers, known.length)
+                if self._request is request and known.length:
+                    receiver.response_data(data[end:])
+                if self._request is request:
+                    self._finish(request)
+                return
         self._quiet += len(data)
         self._problem = ""
         try:
@@ -373,6 +401,8 @@ class ClientConnection:
                 self._problem = "its head is too large"
         elif not self._started:
             if not self._problem or self._complete:
+                if first and self._complete:
+                    self._learn(request, data)
                 self._deliver_head(request)
                 if self._request is not request:
                     return
@@ -507,6 +537,22 @@ class ClientConnection:
             request._sent = True
             self._keep_alive = False
         request.receiver.response_started(self._status, self._reason, self._headers, self._length)
+
+    def _learn(self, request: ClientRequest, data: bytes) -> None:
+        """Remember the head of an answer that came whole in one read, if there is nothing unusual about it."""
+        end = data.find(b"\r\n\r\n") + 4
+        if (
+            self._keep_alive
+            and self._length is not None
+            and self.idle == self._pool.idle
+            and request.method != "HEAD"
+            and 200 <= self._status != 304
+            and end <= _REMEMBERED_HEAD
+            and len(data) == end + self._length
+        ):
+            self._pool.learn_head(
+                data[:end], KnownHead(self._status, self._reason, RepeatedFields(self._headers), self._length)
+            )
 
     def _past_parser(self, request: ClientRequest, data: bytes) -> None:
         left = self._direct = self._direct - len(data)

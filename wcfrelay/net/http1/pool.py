@@ -23,6 +23,7 @@ from wcfrelay.net.http1.client import (
     ClientRequest,
     HttpClientError,
     HttpTimeoutError,
+    KnownHead,
     ResponseReceiver,
 )
 from wcfrelay.net.network import Network
@@ -84,6 +85,8 @@ class HttpPool:
         self.now = 0.0
         """The time of the last sweep: what happens now is stamped at most one sweep too early."""
         self.fields: dict[bytes, tuple[str, int]] = {}
+        self.heads: dict[bytes, KnownHead] = {}
+        """Heads of answers as they came, whose body came with them: a service sends the very same again and again."""
         self._names: dict[str, str] = {}
         self._network = network
         self._timers = timers
@@ -126,13 +129,19 @@ class HttpPool:
             like), or a header is about framing.
         :raises ServerBusyError: too many requests wait already, or the pool is closed.
         """
-        if body is None:
-            tail = (
-                "\r\nTransfer-Encoding: chunked\r\n\r\n" if length is None else f"\r\nContent-Length: {length}\r\n\r\n"
-            )
+        head = self.head(method, target, headers, length if body is None else len(body))
+        return self.send(method, head, receiver, body=body, length=length)
+
+    def head(self, method: str, target: str, headers: Iterable[tuple[str, str]], length: int | None) -> bytes:
+        """The head of a request with a body of ``length`` bytes (None: chunked), for :meth:`send`.
+
+        :raises BadRequestError: as :meth:`request`.
+        """
+        if length is None:
+            tail = "\r\nTransfer-Encoding: chunked\r\n\r\n"
             breaks = 3
-        elif body or method in _WITH_BODY:
-            tail = f"\r\nContent-Length: {len(body)}\r\n\r\n"
+        elif length or method in _WITH_BODY:
+            tail = f"\r\nContent-Length: {length}\r\n\r\n"
             breaks = 3
         else:
             tail = "\r\n\r\n"
@@ -152,9 +161,17 @@ class HttpPool:
         if method not in _METHODS and not _TOKEN.fullmatch(method):
             raise BadRequestError("The request method is no HTTP token.")
         try:
-            head = text.encode("latin-1")
+            return text.encode("latin-1")
         except UnicodeEncodeError:
             raise BadRequestError("The request has a character beyond U+00FF in its line or in a header.") from None
+
+    def send(
+        self, method: str, head: bytes, receiver: ResponseReceiver, *, body: bytes | None, length: int | None
+    ) -> ClientRequest:
+        """:meth:`request` with a head from :meth:`head`.
+
+        :raises ServerBusyError: as :meth:`request`.
+        """
         request = ClientRequest(self, receiver, method, head, body)
         if body is None:
             if length is None:
@@ -267,6 +284,12 @@ class HttpPool:
         """A connection is closed."""
         self._closing.discard(connection)
         self._check_drained()
+
+    def learn_head(self, head: bytes, known: KnownHead) -> None:
+        """Remember the head of an answer."""
+        if len(self.heads) >= _REMEMBERED:
+            self.heads.clear()
+        self.heads[head] = known
 
     def learn_field(self, name: bytes) -> tuple[str, int]:
         """A field name of an answer as text, and what it means here."""
