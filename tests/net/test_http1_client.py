@@ -1002,3 +1002,59 @@ async def test_close_while_a_real_connection_is_being_opened() -> None:
         finally:
             for filler in fillers:
                 filler.close()
+
+
+# -- answers whose head came before
+
+
+def repeated(clock: Clock, method: str = "GET", times: int = 3, data: bytes = OK) -> list[Answer]:
+    net = Net(clock)
+    pool = HttpPool(net, Timers(clock), "server", 80)  # type: ignore[arg-type]
+    answers = []
+    for _ in range(times):
+        answers.append(Answer())
+        pool.request(method, "/", [("Host", "server")], answers[-1], body=b"", length=None)
+        net.last.answer(data)
+    assert len(net.transports) == 1 or b"close" in data
+    return answers
+
+
+@pytest.mark.parametrize("body", [b"hi", b""])
+def test_an_answer_whose_head_came_before_is_the_same(body: bytes) -> None:
+    data = b"HTTP/1.1 404 Not here\r\nX-A: 1\r\nContent-Length: %d\r\n\r\n%s" % (len(body), body)
+    first, second, third = repeated(Clock(), data=data)
+    for answer in (first, second, third):
+        assert (answer.calls, answer.status, answer.reason) == (["started", "ended"], 404, "Not here")
+        assert (answer.headers, answer.length, answer.body) == (first.headers, len(body), body)
+    assert second.headers is third.headers
+
+
+def test_a_known_head_with_less_or_more_behind_it_goes_the_ordinary_way() -> None:
+    net = Net(clock := Clock())
+    pool = HttpPool(net, Timers(clock), "server", 80)  # type: ignore[arg-type]
+    for pieces in ([OK], [OK], [OK[:-1], OK[-1:]], [OK[:20], OK[20:]], [OK]):
+        answer = Answer()
+        pool.request("GET", "/", [("Host", "server")], answer, body=b"", length=None)
+        for piece in pieces:
+            net.last.answer(piece)
+        assert (answer.calls, answer.body) == (["started", "ended"], b"hi")
+    answer = Answer()
+    pool.request("GET", "/", [("Host", "server")], answer, body=b"", length=None)
+    net.last.answer(OK + b"more")
+    assert answer.body == b"hi" and not net.last.open
+
+
+def test_a_known_head_in_answer_to_head_has_no_body() -> None:
+    net = Net(clock := Clock())
+    pool = HttpPool(net, Timers(clock), "server", 80)  # type: ignore[arg-type]
+    for method, data, body in (("GET", OK, b"hi"), ("HEAD", OK[:-2], b""), ("GET", OK, b"hi"), ("HEAD", OK[:-2], b"")):
+        answer = Answer()
+        pool.request(method, "/", [("Host", "server")], answer, body=b"", length=None)
+        net.last.answer(data)
+        assert (answer.calls, answer.body, answer.length) == (["started", "ended"], body, 2)
+    assert len(net.transports) == 1
+
+
+def test_heads_that_close_are_not_remembered() -> None:
+    data = b"HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: 2\r\n\r\nhi"
+    assert [answer.body for answer in repeated(Clock(), data=data)] == [b"hi"] * 3
