@@ -306,8 +306,8 @@ def test_what_is_unknown_is_ignored(text: str) -> None:
         *(b'{"response":{"requestId":1,"statusCode":1}}', b'{"response":{"requestId":"1","statusCode":null}}'),
         *(b'{"response":{"requestId":"1","statusCode":1,"body":"x"}}', b'{"renewToken":{"token":null}}'),
         b'{"response":{"requestId":"1","statusCode":1,"responseHeaders":[]}}',
-        b'{"x":' * 3000 + b"1" + b"}" * 3000,
-        b'{"response":{"responseHeaders":{"a":' + b"[" * 3000 + b"]" * 3000 + b"}}}",
+        b'{"x":' * 40_000 + b"1" + b"}" * 40_000,
+        b'{"response":{"responseHeaders":{"a":' + b"[" * 40_000 + b"]" * 40_000 + b"}}}",
     ],
 )
 def test_what_is_no_command(data: bytes) -> None:
