@@ -141,12 +141,13 @@ def _port(address: str) -> int:
 
 
 @contextlib.contextmanager
-def relay(config: str = "") -> Iterator[Gateway]:
-    """A gateway that is ready when the block begins and gone when it ends. ``config`` is TOML for it."""
+def relay(config: str = "", *, https_port: int = 0) -> Iterator[Gateway]:
+    """A gateway that is ready when the block begins and gone when it ends. ``config`` is TOML for it; the ports are free
+    ones, but for ``https_port`` where a client knows one port only."""
     with tempfile.TemporaryDirectory(prefix="wcfrelay-") as folder:
         file = Path(folder) / "gateway.toml"
         file.write_text(config, "utf-8")
-        gateway = Gateway(state=Path(folder) / "state", config=file)
+        gateway = Gateway(state=Path(folder) / "state", config=file, https_port=https_port)
         gateway.start()
         try:
             yield gateway

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 from urllib.parse import quote
 
 from twisted.logger import Logger
@@ -35,6 +36,7 @@ from wcfrelay.wire.hybrid import (
     CONTROL_LIMIT,
     HEADERS_LIMIT,
     Command,
+    HybridTarget,
     RemoteEndpoint,
     Request,
     Response,
@@ -48,6 +50,9 @@ from wcfrelay.wire.hybrid import (
     request_parts,
     response_parts,
 )
+
+if TYPE_CHECKING:
+    from wcfrelay.gateway.join import WaitingSender
 
 __all__ = ["HybridCall", "HybridLink", "LinkServices", "RendezvousSocket"]
 
@@ -70,6 +75,7 @@ class LinkServices:
     now: Callable[[], float]
     ids: Ids
     rendezvous: Rendezvous[HybridCall]
+    senders: Rendezvous[WaitingSender]
     rendezvous_seconds: float
     pending_limit: int
     overdue: Overdue
@@ -161,6 +167,9 @@ class HybridLink:
         self.websocket = websocket
         self.calls: dict[str, HybridCall] = {}
         """Calls whose request went, or waits to go, over the control channel, and those waiting to be dialled."""
+        self.waiting: dict[str, WaitingSender] = {}
+        """WebSocket senders that this listener was asked to accept."""
+        self._base = base
         self._address = f"{base}/$hc/{quote(relay.path)}?{rendezvous_query('request')}"
         self.opening = self._address.encode()
         """The rendezvous address up to the id."""
@@ -172,7 +181,8 @@ class HybridLink:
         self._answering: tuple[HybridCall | None, Response, KnownAnswer | None] | None = None
         """The response whose binary message is expected next; its call is None when nobody waits any more."""
         self._binary = False
-        self._over = False
+        self.gone = False
+        """The listener has left, or is being told to: it gets nothing more."""
 
     # -- towards the listener
 
@@ -188,6 +198,11 @@ class HybridLink:
     def address(self, rendezvous_id: str) -> str:
         """Where the listener may dial for the call with this id."""
         return self._address + rendezvous_id
+
+    def accept_address(self, target: HybridTarget, rendezvous_id: str) -> str:
+        """Where the listener may dial to accept a WebSocket sender: what the sender asked for is kept."""
+        query = f"{target.query}&" if target.query else ""
+        return f"{self._base}/$hc{target.path}?{query}{rendezvous_query('accept')}{rendezvous_id}"
 
     def send(self, call: HybridCall) -> None:
         """Send the call's message now, or when the channel takes messages again."""
@@ -273,14 +288,16 @@ class HybridLink:
         self._leave(code, reason)
 
     def _leave(self, code: int, reason: str) -> None:
-        if self._over:
+        if self.gone:
             return
-        self._over = True
+        self.gone = True
         self._backlog.clear()
         self._on_closed(self, code, reason)
         for call in list(self.calls.values()):
             call.listener_gone()
         self.calls.clear()
+        for sender in list(self.waiting.values()):
+            sender.listener_gone()
 
     def pause_sending(self) -> None:
         self.blocked = True
@@ -582,8 +599,8 @@ class RendezvousSocket:
             earlier.sender_gone()
 
     def serves(self, link: HybridLink) -> bool:
-        """Whether the next request of the sender's connection may come this way."""
-        return self._open and self.call is None and self.link.relay is link.relay
+        """Whether the next request of the sender's connection may come this way: not to a listener that has left."""
+        return self._open and self.call is None and self.link.relay is link.relay and not self.link.gone
 
     def carry(self, call: HybridCall) -> None:
         """A further request of the same sender connection."""

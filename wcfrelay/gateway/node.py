@@ -85,6 +85,7 @@ class GatewayNode:
             now=self._network.seconds,
             ids=self._ids,
             rendezvous=rendezvous,
+            senders=Rendezvous(self._timers),
             rendezvous_seconds=limits.rendezvous,
             pending_limit=limits.pending_per_listener,
             overdue=Overdue(self._timers, self._network.seconds),

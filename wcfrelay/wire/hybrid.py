@@ -39,6 +39,7 @@ __all__ = [
     "RenewToken",
     "Request",
     "Response",
+    "connect_headers",
     "cut_request",
     "decode_command",
     "encode_command",
@@ -316,6 +317,18 @@ def request_headers(
             result[known] = f"{result[known]}, {via}"
             return result
     result["Via"] = via
+    return result
+
+
+def connect_headers(
+    headers: Sequence[tuple[str, str]], first: Mapping[str, tuple[str, str]], drop: frozenset[str]
+) -> dict[str, str]:
+    """The headers of a WebSocket sender's handshake as `accept` carries them: all of them but those in ``drop`` (§5).
+    ``first`` as for :func:`request_headers`."""
+    result = _joined(headers, first)
+    for low in drop:
+        if low in first:
+            del result[first[low][0]]
     return result
 
 

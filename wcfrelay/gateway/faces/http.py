@@ -20,11 +20,12 @@ from wcfrelay.sas import Grant, Right
 from wcfrelay.wire.hybrid import strip_relay_query
 from wcfrelay.wire.soap import error_answer
 
-__all__ = ["HttpFace", "Plan", "refuse", "tracking_suffix"]
+__all__ = ["BOTH_HEADERS", "RELAY_HEADER", "HttpFace", "Plan", "refuse", "tracking_suffix"]
 
 _NOTHING: frozenset[str] = frozenset()
-_RELAY_HEADER = frozenset({"servicebusauthorization"})
-_BOTH_HEADERS = frozenset({"servicebusauthorization", "authorization"})
+RELAY_HEADER = frozenset({"servicebusauthorization"})
+BOTH_HEADERS = frozenset({"servicebusauthorization", "authorization"})
+"""Header fields that a listener must not see, by where the token was (sas-and-authorization.md §3)."""
 
 
 @dataclass(slots=True)
@@ -101,13 +102,13 @@ class HttpFace:
             lower = exchange.lower
             token = query_token
             if "servicebusauthorization" in lower:
-                drop = _RELAY_HEADER
+                drop = RELAY_HEADER
                 if token is None:
                     token = lower["servicebusauthorization"][1]
             if relay.requires_client_authorization:
                 if token is None and "authorization" in lower:
                     token = lower["authorization"][1]
-                    drop = _BOTH_HEADERS
+                    drop = BOTH_HEADERS
                 grant = self._authorizer.authorize(token, relay.path, segments, Right.SEND)
             if head is not None:
                 head.plan = Plan((self._relays.epoch, self._authorizer.epoch), relay, grant, target, drop)

@@ -20,8 +20,9 @@ from wcfrelay.errors import (
     RelayError,
 )
 from wcfrelay.gateway.authorize import Authorizer
-from wcfrelay.gateway.faces.http import refuse
+from wcfrelay.gateway.faces.http import BOTH_HEADERS, RELAY_HEADER, refuse
 from wcfrelay.gateway.hybridlink import HybridCall, HybridLink, LinkServices, RendezvousSocket
+from wcfrelay.gateway.join import WaitingSender
 from wcfrelay.gateway.metrics import Recorder
 from wcfrelay.gateway.relays import Relay, Relays
 from wcfrelay.net.exchange import Responder
@@ -87,14 +88,14 @@ class HybridFace:
                 raise BadRequestError(
                     "Addresses under /$hc speak WebSocket only; call the relay by its path without /$hc."
                 )
-            if target.action == "listen":
+            if target.action == "connect":
+                self._connect(exchange, target)
+            elif target.action == "listen":
                 self._listen(exchange, target)
             elif target.action == "request":
                 self._rendezvous(exchange, target)
-            elif target.action in ("accept", "connect"):
-                raise BadRequestError(
-                    f"This gateway relays HTTP exchanges; sb-hc-action={target.action} is not served yet."
-                )
+            elif target.action == "accept":
+                self._accept(exchange, target)
             else:
                 raise BadRequestError("sb-hc-action must be listen, connect, accept or request.")
         except RelayError as error:
@@ -231,6 +232,45 @@ class HybridFace:
             if isinstance(link, HybridLink) and (call := link.calls.get(target.id)) is not None and call.sent:
                 return call
         return None
+
+    # -- WebSocket senders
+
+    def _connect(self, exchange: ServerExchange, target: HybridTarget) -> None:
+        relay = None
+        try:
+            server_handshake(exchange.headers, exchange.target, None)
+            relay, segments = self._relays.route(target.path)
+            if relay is None:
+                raise EndpointNotFoundError()
+            lower, drop, token = exchange.lower, RELAY_HEADER, target.token
+            if not token and "servicebusauthorization" in lower:
+                token = lower["servicebusauthorization"][1]
+            if relay.requires_client_authorization:
+                if not token and "authorization" in lower:
+                    token, drop = lower["authorization"][1], BOTH_HEADERS
+                self._authorizer.authorize(token, relay.path, segments, Right.SEND)
+            link = relay.choose(self._services.pending_limit)
+        except RelayError as error:
+            refuse(exchange, error, relay.path if relay is not None else "")
+            self._recorder.refused(exchange, relay)
+            return
+        assert isinstance(link, HybridLink)
+        self._recorder.begun(exchange, relay, link.id)
+        ping = self._settings.ping_interval, self._settings.ping_timeout
+        WaitingSender(self._network, link, exchange, target, drop, ping).start()
+
+    def _accept(self, exchange: ServerExchange, target: HybridTarget) -> None:
+        protocol = _first_protocol(exchange)
+        headers = server_handshake(exchange.headers, exchange.target, protocol)
+        sender = self._services.senders.take(target.id)
+        if sender is None:
+            raise ForbiddenError("The rendezvous address is not known here, was used already, or has expired.")
+        if target.status is not None:
+            sender.rejected(target.status, target.description)
+            exchange.respond(410, "", [], b"")
+            return
+        exchange.begin(_Handshaking())
+        sender.accepted(exchange, headers, protocol)
 
     # -- both
 

@@ -300,7 +300,7 @@ class ServerExchange:
         """
         self.status = 101
         head = b"HTTP/1.1 101 Switching Protocols\r\n" + _fields(headers) + b"\r\n"
-        self._started = self._finished = True
+        self._started = self._finished = self.answered = True
         handed = self._connection.hand_over(head)
         self._over()
         return handed
