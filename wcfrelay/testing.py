@@ -142,8 +142,10 @@ def _port(address: str) -> int:
 
 @contextlib.contextmanager
 def relay(config: str = "", *, https_port: int = 0) -> Iterator[Gateway]:
-    """A gateway that is ready when the block begins and gone when it ends. ``config`` is TOML for it; the ports are free
-    ones, but for ``https_port`` where a client knows one port only."""
+    """A gateway that is ready when the block begins and gone when it ends.
+
+    ``config`` is TOML for it; the ports are free ones, but for ``https_port`` where a client knows one port only.
+    """
     with tempfile.TemporaryDirectory(prefix="wcfrelay-") as folder:
         file = Path(folder) / "gateway.toml"
         file.write_text(config, "utf-8")
