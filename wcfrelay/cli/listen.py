@@ -21,6 +21,9 @@ _path_option = click.option("--relay", "path", required=True, metavar="PATH", he
 _grace_option = click.option(
     "--grace", default=30.0, show_default=True, help="Seconds that calls in flight may take when stopping."
 )
+_MARGIN = 2.0
+"""Seconds by which the dispatcher's own deadline comes before the listener's, because it can name the service."""
+
 _timeout_option = click.option(
     "--response-timeout", default=60.0, show_default=True, help="Seconds that the service may take to answer."
 )
@@ -159,7 +162,7 @@ def _listen(
             dispatcher,
             reactor=reactor,
             tls=None if ca_file is None else ClientTls(ca_file=ca_file),
-            response_timeout=response_timeout,
+            response_timeout=response_timeout + _MARGIN,
         )
 
         def told(status: Status, error: Exception | None) -> None:
