@@ -13,7 +13,8 @@ from typing import Any
 from bench.peers import ANSWER
 from wcfrelay.cli.run import run
 from wcfrelay.net.exchange import Headers, Responder
-from wcfrelay.net.http1.server import HttpFront, ServerExchange, ServerLimits
+from wcfrelay.net.http1.exchange import ServerExchange
+from wcfrelay.net.http1.server import HttpFront, ServerLimits
 from wcfrelay.net.network import Network
 from wcfrelay.net.timers import Timers
 from wcfrelay.net.tls import ServerTls

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from tests.gateway.harness import HOST, Dialled, Gateway, Sender, gateway
-from wcfrelay.gateway.hybridlink import HybridCall
+from wcfrelay.gateway.hybridcall import HybridCall
 from wcfrelay.net.websocket import BINARY, CONTINUATION, TEXT
 
 LARGE = b"x" * (64 * 1024 + 1)

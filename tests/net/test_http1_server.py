@@ -11,8 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.net.fakes import MemoryNetwork, MemoryTransport, Recording
+from wcfrelay.net.http1.connection import HttpConnection
 from wcfrelay.net.http1.exchange import ServerExchange
-from wcfrelay.net.http1.server import HttpConnection, HttpFront, ServerLimits
+from wcfrelay.net.http1.server import HttpFront, ServerLimits
 from wcfrelay.net.timers import Timers
 
 

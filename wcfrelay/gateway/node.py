@@ -20,7 +20,8 @@ from wcfrelay.gateway.authorize import Authorizer
 from wcfrelay.gateway.faces.admin import AdminFace
 from wcfrelay.gateway.faces.http import HttpFace
 from wcfrelay.gateway.faces.hybrid import HybridFace, HybridSettings
-from wcfrelay.gateway.hybridlink import HybridCall, LinkServices, Overdue
+from wcfrelay.gateway.hybridcall import HybridCall
+from wcfrelay.gateway.hybridlink import LinkServices, Overdue
 from wcfrelay.gateway.metrics import Recorder, RelayCollector
 from wcfrelay.gateway.relays import Relays
 from wcfrelay.gateway.rendezvous import Ids, Rendezvous

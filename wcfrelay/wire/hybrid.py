@@ -32,6 +32,7 @@ from wcfrelay.errors import ProtocolError
 __all__ = [
     "CONTROL_LIMIT",
     "HEADERS_LIMIT",
+    "MESSAGE_LIMIT",
     "Accept",
     "Command",
     "HybridTarget",
@@ -58,6 +59,8 @@ __all__ = [
 
 CONTROL_LIMIT = 64 * 1024
 """Bytes of headers and body that may travel on the control channel (§2)."""
+MESSAGE_LIMIT = 4 * CONTROL_LIMIT
+"""Bytes of one text message: 64 KiB of headers may take more as JSON."""
 HEADERS_LIMIT = 32 * 1024
 """Bytes of headers above which a request takes a rendezvous (§2)."""
 

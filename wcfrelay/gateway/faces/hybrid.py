@@ -21,7 +21,8 @@ from wcfrelay.errors import (
 )
 from wcfrelay.gateway.authorize import Authorizer
 from wcfrelay.gateway.faces.http import BOTH_HEADERS, RELAY_HEADER, refuse
-from wcfrelay.gateway.hybridlink import HybridCall, HybridLink, LinkServices, RendezvousSocket
+from wcfrelay.gateway.hybridcall import HybridCall, RendezvousSocket
+from wcfrelay.gateway.hybridlink import HybridLink, LinkServices
 from wcfrelay.gateway.join import WaitingSender
 from wcfrelay.gateway.metrics import Recorder
 from wcfrelay.gateway.relays import Relay, Relays

@@ -10,7 +10,7 @@ from wcfrelay.net.exchange import Responder
 from wcfrelay.net.network import Transport
 
 if TYPE_CHECKING:
-    from wcfrelay.net.http1.server import HttpConnection
+    from wcfrelay.net.http1.connection import HttpConnection
 
 __all__ = ["ServerExchange"]
 
