@@ -12,10 +12,11 @@ last segment of the path says what is answered:
     cut     half of ``bytes``, and then nothing more
 """
 
-from __future__ import os
+from __future__ import annotations
 
 import hashlib
 import json
+import os
 import random
 import sys
 import time
