@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 from collections.abc import Callable
@@ -166,8 +167,10 @@ def _listen(
         )
 
         def told(status: Status, error: Exception | None) -> None:
-            click.echo(f"{status.value}: {connection.http_url(path)}" + (f" ({error})" if error is not None else ""))
-            sys.stdout.flush()
+            line = f"{status.value}: {connection.http_url(path)}" + (f" ({error})" if error is not None else "")
+            with contextlib.suppress(OSError):  # whoever read our output is gone; the listener is not about that
+                click.echo(line)
+                sys.stdout.flush()
 
         listener.on_status = told
         opening = Deferred.fromCoroutine(listener.open())

@@ -66,10 +66,12 @@ def run(work: Work, kind: str = "auto") -> None:
             return None if finished.called else finished
 
         def done(result: int | Failure) -> None:
-            code[0] = report(_raised(result)) if isinstance(result, Failure) else result
-            finished.callback(None)
-            if reactor.running and not reactor._stopped:
-                reactor.stop()
+            try:
+                code[0] = report(_raised(result)) if isinstance(result, Failure) else result
+            finally:  # whatever happens to the report, the process ends
+                finished.callback(None)
+                if reactor.running and not reactor._stopped:
+                    reactor.stop()
 
         reactor.addSystemEventTrigger("before", "shutdown", stop)
         Deferred.fromCoroutine(work(reactor, stopping)).addBoth(done)
