@@ -22,7 +22,7 @@ from twisted.logger import Logger
 from wcfrelay.errors import ProtocolError
 from wcfrelay.gateway.hybridcall import HybridCall
 from wcfrelay.gateway.relays import Relay
-from wcfrelay.gateway.rendezvous import Ids, Rendezvous
+from wcfrelay.gateway.rendezvous import Rendezvous
 from wcfrelay.net.exchange import header
 from wcfrelay.net.http1.exchange import ServerExchange, answer_head
 from wcfrelay.net.timers import Deadline, Timers
@@ -57,7 +57,6 @@ class LinkServices:
 
     timers: Timers
     now: Callable[[], float]
-    ids: Ids
     rendezvous: Rendezvous[HybridCall]
     senders: Rendezvous[WaitingSender]
     rendezvous_seconds: float
@@ -252,7 +251,8 @@ class HybridLink:
             self.close(1002, "the binary message of the response before is missing")
             return
         call = self.calls.get(response.requestId)
-        known = self.services.learn(parts[1], response) if parts is not None else None
+        plain = parts is not None and parts[0] == response.requestId.encode()
+        known = self.services.learn(parts[1], response) if parts is not None and plain else None
         if response.body:
             self._answering = (call, response, known)
         elif call is not None:

@@ -84,7 +84,6 @@ class GatewayNode:
         self._services = LinkServices(
             timers=self._timers,
             now=self._network.seconds,
-            ids=self._ids,
             rendezvous=rendezvous,
             senders=Rendezvous(self._timers),
             rendezvous_seconds=limits.rendezvous,

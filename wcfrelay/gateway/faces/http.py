@@ -20,11 +20,10 @@ from wcfrelay.sas import Grant, Right
 from wcfrelay.wire.hybrid import strip_relay_query
 from wcfrelay.wire.soap import error_answer
 
-__all__ = ["BOTH_HEADERS", "RELAY_HEADER", "HttpFace", "Plan", "refuse", "tracking_suffix"]
+__all__ = ["HttpFace", "Plan", "refuse", "sender_token", "tracking_suffix"]
 
-_NOTHING: frozenset[str] = frozenset()
-RELAY_HEADER = frozenset({"servicebusauthorization"})
-BOTH_HEADERS = frozenset({"servicebusauthorization", "authorization"})
+_RELAY_HEADER = frozenset({"servicebusauthorization"})
+_BOTH_HEADERS = frozenset({"servicebusauthorization", "authorization"})
 """Header fields that a listener must not see, by where the token was (sas-and-authorization.md §3)."""
 
 
@@ -97,18 +96,9 @@ class HttpFace:
             relay, segments = self._relays.route(target.partition("?")[0])
             if relay is None:
                 raise EndpointNotFoundError()
-            drop = _NOTHING
             grant = None
-            lower = exchange.lower
-            token = query_token
-            if "servicebusauthorization" in lower:
-                drop = RELAY_HEADER
-                if token is None:
-                    token = lower["servicebusauthorization"][1]
+            token, drop = sender_token(exchange, query_token, relay)
             if relay.requires_client_authorization:
-                if token is None and "authorization" in lower:
-                    token = lower["authorization"][1]
-                    drop = BOTH_HEADERS
                 grant = self._authorizer.authorize(token, relay.path, segments, Right.SEND)
             if head is not None:
                 head.plan = Plan((self._relays.epoch, self._authorizer.epoch), relay, grant, target, drop)
@@ -123,6 +113,20 @@ class HttpFace:
             return
         self._recorder.begun(exchange, relay, link.id)
         link.carry(exchange, target, drop)
+
+
+def sender_token(exchange: ServerExchange, query_token: str | None, relay: Relay) -> tuple[str | None, frozenset[str]]:
+    """A sender's token by the order of its places, and the header fields that the listener must not see.
+
+    ``query_token`` is the one that the query carried. ``Authorization`` is the sender's own wherever the token is in
+    another place, or none is needed (hybrid-connections.md §6).
+    """
+    lower, token = exchange.lower, query_token
+    if token is None and "servicebusauthorization" in lower:
+        token = lower["servicebusauthorization"][1]
+    if token is None and relay.requires_client_authorization and "authorization" in lower:
+        return lower["authorization"][1], _BOTH_HEADERS
+    return token, _RELAY_HEADER
 
 
 class _NoListenerAtPath(NoListenerError):

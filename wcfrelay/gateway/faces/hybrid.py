@@ -20,7 +20,7 @@ from wcfrelay.errors import (
     RelayError,
 )
 from wcfrelay.gateway.authorize import Authorizer
-from wcfrelay.gateway.faces.http import BOTH_HEADERS, RELAY_HEADER, refuse
+from wcfrelay.gateway.faces.http import refuse, sender_token
 from wcfrelay.gateway.hybridcall import HybridCall, RendezvousSocket
 from wcfrelay.gateway.hybridlink import HybridLink, LinkServices
 from wcfrelay.gateway.join import WaitingSender
@@ -243,12 +243,8 @@ class HybridFace:
             relay, segments = self._relays.route(target.path)
             if relay is None:
                 raise EndpointNotFoundError()
-            lower, drop, token = exchange.lower, RELAY_HEADER, target.token
-            if not token and "servicebusauthorization" in lower:
-                token = lower["servicebusauthorization"][1]
+            token, drop = sender_token(exchange, target.token or None, relay)
             if relay.requires_client_authorization:
-                if not token and "authorization" in lower:
-                    token, drop = lower["authorization"][1], BOTH_HEADERS
                 self._authorizer.authorize(token, relay.path, segments, Right.SEND)
             link = relay.choose(self._services.pending_limit)
         except RelayError as error:
